@@ -1,0 +1,200 @@
+"""Reading ONNX files that may be absent, damaged, foreign or hostile: one clear error for each."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from hal.errors import ModelError, problems
+
+#: First bytes of files that people mistake for ONNX, and what to do with them.
+#: Source: PyTorch and Keras zip containers (PK), HDF5 signature, TFLite identifier at offset 4, GGUF.
+_FOREIGN = (
+    (0, b"PK\x03\x04", "a zip archive (PyTorch .pt or Keras): export it to ONNX first"),
+    (0, b"\x80\x02", "a Python pickle: load it in its framework and export it to ONNX"),
+    (0, b"\x89HDF", "an HDF5 file (Keras): convert it with tf2onnx"),
+    (0, b"GGUF", "a GGUF file: load it with transformers and export it to ONNX"),
+    (4, b"TFL3", "a TFLite file: convert it with tf2onnx"),
+    (0, b"<?xml", "an XML file (OpenVINO IR): give the ONNX it was made from"),
+)
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """Parse a file, without its external data.
+
+    Raises:
+        ModelError: It is missing, a folder, unreadable, empty or not ONNX.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError(f"there is no file {str(path)!r}; expected an ONNX model or demo:NAME") from None
+    except IsADirectoryError:
+        raise ModelError(f"{str(path)!r} is a folder; expected an ONNX file") from None
+    except OSError as error:
+        raise ModelError(f"{str(path)!r} cannot be read: {error.strerror}; check its permissions") from error
+    return parse(data, repr(str(path)))
+
+
+def parse(data: bytes, what: str) -> onnx.ModelProto:
+    """Parse a serialised model.
+
+    Args:
+        data: The bytes.
+        what: Names the source in the error.
+
+    Raises:
+        ModelError: Empty, truncated, garbage, or another format.
+    """
+    if not data:
+        raise ModelError(f"{what} is empty; expected an ONNX model")
+    for offset, magic, advice in _FOREIGN:
+        if data[offset : offset + len(magic)] == magic:
+            raise ModelError(f"{what} is not an ONNX model but {advice}")
+    try:
+        proto = onnx.ModelProto.FromString(data)
+    except DecodeError as error:
+        raise ModelError(
+            f"{what} ({len(data)} bytes) is not a whole ONNX model: {error}; "
+            "it is truncated, damaged or of another format: export or download it again"
+        ) from None
+    # Protobuf takes many kinds of garbage for a message of unknown fields.
+    if proto.ir_version <= 0 or not proto.HasField("graph") or not proto.graph.output:
+        raise ModelError(
+            f"{what} ({len(data)} bytes) is not an ONNX model: it has no graph with outputs; "
+            "expected a file written by an ONNX exporter"
+        )
+    return proto
+
+
+def check(proto: onnx.ModelProto, base: Path | None, name: str) -> None:
+    """Everything that can be said of a model before any runtime sees it.
+
+    Raises:
+        ModelError: Names all problems at once: versions, unknown operators, dangling names, external
+            data.
+    """
+    found = [*_version_problems(proto), *_operator_problems(proto), *_wiring_problems(proto)]
+    for tensor in external_tensors(proto):
+        problem = _external_problem(tensor, base)
+        if problem:
+            found.append(problem)
+    if found:
+        raise ModelError(problems(f"model {name!r} cannot be used", found[:20]))
+
+
+def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor, at any depth, whose data lies in another file."""
+    for graph in _graphs(proto.graph):
+        for tensor in graph.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                yield tensor
+        for node in graph.node:
+            for attribute in node.attribute:
+                for tensor in (attribute.t, *attribute.tensors):
+                    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                        yield tensor
+
+
+def external_bytes(tensor: onnx.TensorProto, base: Path) -> memoryview:
+    """The bytes of an external tensor that :func:`check` accepted, mapped, not copied."""
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    with (base / fields["location"]).open("rb") as file:
+        size = file.seek(0, 2)
+        offset = int(fields.get("offset", "0"))
+        length = int(fields.get("length", str(size - offset)))
+        if length == 0:
+            return memoryview(b"")
+        view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return view[offset : offset + length]
+
+
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _graphs(inner)
+
+
+def _version_problems(proto: onnx.ModelProto) -> Iterator[str]:
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and opset.version > newest:
+            yield (
+                f"it needs operator set {opset.version}, onnx {onnx.__version__} knows up to {newest}; "
+                "export with a lower opset or upgrade onnx"
+            )
+    if not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import) and not any(
+        True for _ in proto.functions
+    ):
+        domains = sorted({opset.domain for opset in proto.opset_import})
+        if not domains:
+            yield "it imports no operator set; expected at least the default domain"
+
+
+def _operator_problems(proto: onnx.ModelProto) -> Iterator[str]:
+    versions = {opset.domain or "ai.onnx": opset.version for opset in proto.opset_import}
+    functions = {(function.domain or "ai.onnx", function.name) for function in proto.functions}
+    newest = onnx.defs.onnx_opset_version()
+    unknown: set[str] = set()
+    for graph in _graphs(proto.graph):
+        for node in graph.node:
+            domain = node.domain or "ai.onnx"
+            # Domains of strangers are for backends to judge; the standard ones can be judged here.
+            if domain not in ("ai.onnx", "ai.onnx.ml") or (domain, node.op_type) in functions:
+                continue
+            version = versions.get(domain, 0)
+            if domain == "ai.onnx" and version > newest:
+                continue  # said once, by the version check
+            schema_domain = "" if domain == "ai.onnx" else domain
+            if not onnx.defs.has(node.op_type, schema_domain):
+                unknown.add(f"operator {node.op_type!r} is not in the {domain} domain of any known version")
+            elif not onnx.defs.has(node.op_type, max(version, 1), schema_domain):
+                unknown.add(f"operator {node.op_type!r} does not exist in {domain} version {version}")
+    for text in sorted(unknown):
+        yield f"{text}; check the exporter, or give its domain if it is a custom operator"
+
+
+def _wiring_problems(proto: onnx.ModelProto) -> Iterator[str]:
+    graph = proto.graph
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer} | {""}
+    for index, node in enumerate(graph.node):
+        for name in node.input:
+            if name not in known:
+                yield (
+                    f"node {node.name or index!r} ({node.op_type}) reads {name!r}, which nothing before "
+                    "it writes; the file is damaged or its nodes are out of order"
+                )
+        known.update(node.output)
+    for value in graph.output:
+        if value.name not in known:
+            yield f"output {value.name!r} is written by no node; the file is damaged"
+
+
+def _external_problem(tensor: onnx.TensorProto, base: Path | None) -> str | None:
+    fields = {entry.key: entry.value for entry in tensor.external_data}
+    location = fields.get("location", "")
+    what = f"external data of {tensor.name!r} ({location!r})"
+    if base is None:
+        return f"{what} cannot be found from bytes; load the model from its file"
+    path = base / location
+    if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(base):
+        return f"{what} lies outside the model's folder; it must be a relative path inside it"
+    if not path.is_file():
+        return f"{what} is missing; expected the file beside the model"
+    try:
+        offset = int(fields.get("offset", "0"))
+        length = int(fields.get("length", "-1"))
+    except ValueError:
+        return f"{what} has an offset or length that is no number; the file is damaged"
+    size = path.stat().st_size
+    if offset < 0 or offset + max(length, 0) > size:
+        return f"{what} is {size} bytes; the model wants {max(length, 0)} bytes at offset {offset}"
+    return None

@@ -1,0 +1,243 @@
+"""Runs a model on onnx's ReferenceEvaluator with operators of ours, freeing values after their last use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+from onnx.external_data_helper import uses_external_data
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun, RuntimeContextError
+
+from hal.errors import InputError, UserError, problems
+from hal.graph.reference.operator import Array
+from hal.graph.reference.registry import OWN, REFUSED, WIDENED, find_own, widened
+
+#: Called after each node of the main graph with the nodes done and the nodes in all.
+Progress = Callable[[int, int], None]
+
+
+class ReferenceUnavailable(UserError):
+    """The reference has no answer for a model; targets can run it, but nothing vouches for their answers."""
+
+
+class _NodeFailed(Exception):
+    """A node could not be computed; carries which, out of nested graphs."""
+
+
+def _captured(graph: onnx.GraphProto) -> set[str]:
+    """Return the names that the nodes of a subgraph, or of graphs within it, take from around it."""
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    outer: set[str] = set()
+    for node in graph.node:
+        outer |= _used(node) - known
+        known.update(node.output)
+    return outer | ({value.name for value in graph.output} - known)
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _used(node: onnx.NodeProto) -> set[str]:
+    """Return the names of every value a node needs, those of its subgraphs among them."""
+    names = set(node.input)
+    for graph in _subgraphs(node):
+        names |= _captured(graph)
+    return names
+
+
+def _all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    for node in graph.node:
+        yield node
+        for inner in _subgraphs(node):
+            yield from _all_nodes(inner)
+
+
+class Evaluator(ReferenceEvaluator):
+    """onnx's evaluator; subgraphs and functions run on this class too, because onnx asks for the class.
+
+    Attributes:
+        progress: Told about every node of this graph; None for subgraphs.
+    """
+
+    progress: Progress | None = None
+
+    def _init(self) -> None:
+        super()._init()
+        kept = set(self.output_names_)
+        seen: set[str] = set()
+        self.freed_: list[list[str]] = []
+        for node in reversed(list(self.nodes_)):
+            names = (_used(node) | set(node.output)) - seen - kept - {""}
+            seen |= names
+            self.freed_.append(sorted(names))
+        self.freed_.reverse()
+
+    def _load_impl(self, node: onnx.NodeProto, input_types: Any = None) -> Any:
+        opset = self.opsets_.get(node.domain)
+        if opset is not None:
+            own = find_own(node.domain, node.op_type, opset)
+            if own is not None:
+                return own
+        found = super()._load_impl(node, input_types)
+        if (
+            node.domain == ""
+            and node.op_type in WIDENED
+            and isinstance(found, type)
+            and issubclass(found, OpRun)
+        ):
+            return widened(found)
+        return found
+
+    def run(
+        self,
+        output_names: Any,
+        feed_inputs: Mapping[str, Any],
+        attributes: dict[str, Any] | None = None,
+        intermediate: bool = False,
+        check_shape_annotations: bool | None = None,
+        _bindings: Any = None,
+    ) -> list[Any]:
+        """Compute the outputs, dropping each value after the last node that needs it.
+
+        Args:
+            output_names: Names of the outputs wanted; None for all.
+            feed_inputs: Values by name; for a subgraph, everything visible around it.
+            attributes: Attributes of the call when this is the body of a function.
+            intermediate: Must be False: intermediate values are gone by the end.
+            check_shape_annotations: Ignored; shapes are what the arithmetic gives.
+
+        Returns:
+            The values, in the order of ``output_names``.
+        """
+        values: dict[str, Any] = {**self.rt_inits_, **feed_inputs, "": None}
+        for position, node in enumerate(self.rt_nodes_):
+            options: dict[str, Any] = {}
+            if node.need_context():
+                options["context"] = values
+            if node.has_linked_attribute and attributes:
+                options["linked_attributes"] = attributes
+            try:
+                outputs = node.run(*(values[name] for name in node.input), **options)
+            except _NodeFailed:
+                raise
+            except Exception as error:  # what onnx's code raises is not documented; the reason is kept
+                label = f"{node.op_type} {node.onnx_node.name!r} (outputs {list(node.output)})"
+                reason = str(error.__cause__ or error)
+                raise _NodeFailed(f"{label}: {type(error.__cause__ or error).__name__}: {reason}") from error
+            # An output without a name is one that nobody asked for.
+            values.update((name, value) for name, value in zip(node.output, outputs, strict=False) if name)
+            for name in self.freed_[position]:
+                values.pop(name, None)
+            if self.progress is not None:
+                self.progress(position + 1, len(self.rt_nodes_))
+        return [values[name] for name in (self.output_names if output_names is None else output_names)]
+
+
+def _unknown_operators(opsets: dict[str, int], model: onnx.ModelProto) -> list[str]:
+    """Return every operator of a model that has no reference, as ``domain::name (reason)``."""
+    probe = Evaluator(onnx.helper.make_graph([], "probe", [], []), opsets=opsets)
+    unknown: set[str] = set()
+    asked: set[tuple[str, str]] = set()
+    for node in _all_nodes(model.graph):
+        if (node.domain, node.op_type) in asked:
+            continue
+        asked.add((node.domain, node.op_type))
+        opset = opsets.get(node.domain)
+        reason = REFUSED.get((node.domain, node.op_type))
+        since = OWN.get((node.domain, node.op_type), (0, None))[0]
+        if opset is None:
+            reason = "its op set is not imported"
+        elif reason is None and opset < since:
+            reason = f"op set {opset} is too old, the reference starts at {since}"
+        elif reason is None:
+            try:
+                probe._load_impl(node)
+            except RuntimeContextError:
+                pass  # a function that depends on the types, which onnx expands when it runs
+            except Exception:  # noqa: BLE001  any refusal of onnx means the same; all are reported at once
+                reason = f"unknown in op set {opset}"
+        if reason is not None:
+            unknown.add(f"{node.domain or 'ai.onnx'}::{node.op_type} ({reason})")
+    return sorted(unknown)
+
+
+def _check_inputs(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    known = [value.name for value in model.graph.input]
+    needed = [name for name in known if name not in weights]
+    found = [f"input {name!r} is missing" for name in needed if name not in inputs]
+    found += [f"there is no input {name!r}" for name in inputs if name not in known]
+    if found:
+        title = f"the reference cannot run; the model's inputs are {', '.join(needed) or 'none'}"
+        raise InputError(problems(title, found))
+
+
+def reference_outputs(
+    model: onnx.ModelProto, inputs: Mapping[str, Array], *, progress: Progress | None = None
+) -> dict[str, Array]:
+    """Return the answers every target is judged by.
+
+    Operators run one by one, the heavy ones in float64; each result is rounded once to the type that the
+    model gives its tensor. Nothing of a backend takes part.
+
+    Args:
+        model: The model, its external data loaded.
+        inputs: Arrays by input name; inputs with a default may be left out.
+        progress: Called after each node of the main graph with the nodes done and the nodes in all.
+
+    Returns:
+        The outputs by name, in the order of the model.
+
+    Raises:
+        InputError: An input is missing or unknown.
+        ReferenceUnavailable: Operators have no reference (all are named), weights are not in the model, an
+            output is not a tensor, or a node fails.
+    """
+    _check_inputs(model, inputs)
+    elsewhere = [tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)]
+    if elsewhere:
+        raise ReferenceUnavailable(
+            f"no reference for this model: {len(elsewhere)} weights are still in external files, the first "
+            f"is {elsewhere[0]!r}; load the model together with its external data"
+        )
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    opsets.setdefault("", opsets.get("ai.onnx", 1))
+    unknown = _unknown_operators(opsets, model)
+    if unknown:
+        raise ReferenceUnavailable(
+            problems("no reference for this model: operators without a reference implementation", unknown)
+            + "\nrewrite the model with operators of ONNX, or judge its targets by other means"
+        )
+    try:
+        # Overflow and NaN are answers here, not accidents.
+        with np.errstate(all="ignore"):
+            evaluator = Evaluator(model)
+            evaluator.progress = progress
+            answers = evaluator.run(None, inputs)
+    except _NodeFailed as failure:
+        raise ReferenceUnavailable(
+            f"no reference for this model: node {failure}; check the model and the shapes of its inputs"
+        ) from failure
+    outputs = dict(zip(evaluator.output_names, answers, strict=True))
+    odd = [
+        f"{name} is a {type(value).__name__}"
+        for name, value in outputs.items()
+        if not isinstance(value, np.ndarray)
+    ]
+    if odd:
+        raise ReferenceUnavailable(
+            problems("no reference for this model: an output is not a tensor", odd)
+            + "\nmake tensors of sequences and optional values inside the model"
+        )
+    return outputs

@@ -1,0 +1,208 @@
+"""Profiles and benchmarks: lanes started one by one, measured in turn, recorded together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import Any
+
+import hal
+from hal import host, plugins
+from hal.backend import Target
+from hal.graph.reference import ReferenceUnavailable, cached_reference
+from hal.profiling import environment
+from hal.profiling.discovery import Discovery, discover
+from hal.profiling.lane import Lane
+from hal.profiling.privacy import scrub
+from hal.profiling.progress import Progress, Silent
+from hal.profiling.ratios import against_fastest, rebase
+from hal.profiling.sources import Subject, resolve
+from hal.records.places import cache_folder
+from hal.records.profile import SCHEMA_VERSION, ModelInfo, Profile
+from hal.sampling import Policy
+from hal.tensor import Array
+from hal.units import format_bytes
+from hal.worker import Deadlines
+
+#: Memory a target's child is expected to take beside a multiple of the weights.
+#: Source: resident size of idle PyTorch, the largest of the runtimes tested (docs/measuring.md).
+_CHILD_BYTES = 500 << 20
+#: Copies of the weights a runtime may hold while it compiles: read, repacked, and one in transit.
+_WEIGHT_COPIES = 3
+
+
+def profile(
+    model: Any,
+    inputs: Any = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    targets: Sequence[str] | None = None,
+    policy: Policy | None = None,
+    kernels: bool = True,
+    compiled: bool = False,
+    deadlines: Deadlines | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measure a model on every target of this machine.
+
+    Each target runs in a process of its own; plain runs are interleaved over all targets, kernel times
+    come from separate instrumented runs, and every answer is compared with the reference.
+
+    Args:
+        model: A path, ``demo:NAME``, ONNX bytes or model, a Graph, or a framework's model with ``inputs``.
+        inputs: Arrays by name or position; None for the demo's own or random ones.
+        shapes: Shapes of inputs with free dimensions.
+        targets: Targets or shell patterns of them; None for all.
+        policy: Of warm-up and sampling.
+        kernels: Whether to take kernel times.
+        compiled: Also measure the compiled mode of backends that run eagerly by default.
+        deadlines: Of the children's steps.
+        progress: Told of what happens.
+
+    Raises:
+        ModelError: The model cannot be read.
+        InputError: Inputs or shapes do not fit.
+        TargetError: No target fits.
+    """
+    progress = progress or Silent()
+    policy = policy or Policy()
+    subject = resolve(model, inputs, shapes=shapes)
+    discovery = discover(progress=progress, deadlines=deadlines)
+    chosen = discovery.targets(targets, compiled=compiled)
+    reference, reference_note = _reference(subject, progress)
+    lanes: list[Lane] = []
+    notes = [reference_note] if reference_note else []
+    groups = list(_groups(chosen, subject))
+    if len(groups) > 1:
+        notes.append(
+            f"the targets were measured in {len(groups)} groups, because all at once would not fit into "
+            f"{format_bytes(host.available_memory_bytes())} of memory; compare only within a group"
+        )
+    for number, group in enumerate(groups):
+        lanes += _measure(number, group, discovery, subject, reference, policy, deadlines, kernels, progress)
+    notes += [
+        f"{device.id} ({backend}) cannot be used: {scrub(device.unavailable)}"
+        for backend, device in discovery.devices
+        if device.unavailable
+    ]
+    records = tuple(lane.record() for lane in lanes)
+    return Profile(
+        schema_version=SCHEMA_VERSION,
+        hal_version=hal.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=_model_info(subject),
+        environment=environment.describe(discovery.installed),
+        plugins=discovery.plugins,
+        devices=tuple(device for _, device in discovery.devices),
+        targets=records,
+        ratios=against_fastest(records),
+        reference="onnx ReferenceEvaluator, heavy operators in float64" if reference is not None else "",
+        notes=tuple(notes),
+    )
+
+
+def bench(model: Any, inputs: Any = None, *, baseline: str | None = None, **options: Any) -> Profile:
+    """Compare targets by interleaved runs alone; see :func:`profile` for the options.
+
+    Args:
+        model: As for :func:`profile`.
+        inputs: As for :func:`profile`.
+        baseline: Target that the ratios are taken against; None for the fastest right one.
+        options: As for :func:`profile`, without ``kernels``.
+
+    Raises:
+        TargetError: The baseline was not measured.
+    """
+    record = profile(model, inputs, kernels=False, **options)
+    return record if baseline is None else rebase(record, baseline)
+
+
+def _measure(
+    number: int,
+    group: Sequence[Target],
+    discovery: Discovery,
+    subject: Subject,
+    reference: Sequence[Array] | None,
+    policy: Policy,
+    deadlines: Deadlines | None,
+    kernels: bool,
+    progress: Progress,
+) -> list[Lane]:
+    with ExitStack() as stack:
+        lanes = []
+        for target in group:
+            ref = plugins.reference(target.backend)
+            lane = Lane(ref, discovery.device(target), target, policy, deadlines, group=number)
+            stack.callback(lane.close)
+            lanes.append(lane)
+        for n_done, lane in enumerate(lanes):
+            progress.stage(f"compiling {lane.target}")
+            progress.advance(n_done, len(lanes))
+            lane.start(subject)
+            if reference is not None:
+                lane.judge(reference)
+        _interleave(lanes, progress)
+        for lane in lanes:
+            lane.read_memory()
+        if subject.evaluation is not None:
+            progress.stage("running the labelled data")
+            for lane in lanes:
+                lane.score(subject.evaluation)
+        for n_done, lane in enumerate(lanes):
+            if kernels:
+                progress.stage(f"timing kernels on {lane.target}")
+                progress.advance(n_done, len(lanes))
+                lane.time_kernels(subject)
+            lane.export_blob()
+        return lanes
+
+
+def _interleave(lanes: Sequence[Lane], progress: Progress) -> None:
+    """Bursts in turn, in a new random order each round, until each lane has enough."""
+    progress.stage("measuring, all targets in turn")
+    order = random.Random(0)
+    while waiting := [lane for lane in lanes if not lane.done]:
+        order.shuffle(waiting)
+        for lane in waiting:
+            lane.burst()
+        progress.advance(sum(lane.done for lane in lanes), len(lanes))
+
+
+def _groups(targets: Sequence[Target], subject: Subject) -> Iterator[Sequence[Target]]:
+    """Targets that fit into memory together."""
+    each = _CHILD_BYTES + _WEIGHT_COPIES * subject.graph.weight_bytes
+    at_once = max(int(host.available_memory_bytes() * 0.8) // each, 1)
+    for start in range(0, len(targets), at_once):
+        yield targets[start : start + at_once]
+
+
+def _reference(subject: Subject, progress: Progress) -> tuple[list[Array] | None, str]:
+    progress.stage("computing the reference")
+    graph = subject.graph
+    try:
+        answers = cached_reference(
+            graph.digest,
+            graph.to_proto,
+            subject.named_inputs,
+            cache_folder() / "reference",
+            progress=progress.advance,
+        )
+    except ReferenceUnavailable as error:
+        return None, f"no reference, so answers were not checked: {error}"
+    return [answers[spec.name] for spec in graph.signature.outputs], ""
+
+
+def _model_info(subject: Subject) -> ModelInfo:
+    graph = subject.graph
+    return ModelInfo(
+        name=graph.name,
+        digest=graph.digest,
+        opset=graph.opset,
+        n_nodes=len(graph.nodes),
+        weight_bytes=graph.weight_bytes,
+        inputs=graph.signature.inputs,
+        outputs=graph.signature.outputs,
+        inputs_from=subject.inputs_from,
+    )

@@ -1,0 +1,53 @@
+"""Right or wrong: a target's answers against the reference's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hal.graph.difference import tensor_errors
+from hal.records.profile import OutputError
+from hal.records.targets import Signature
+from hal.tensor import Array
+
+#: Relative L2 error above which an answer is wrong, not merely rounded.
+#: Source: unit roundoff of the format (2^-24, 2^-11, 2^-8) times a growth of about sqrt(n) over the
+#: some 10^3 to 10^4 roundings in a row of a deep network (Higham, "Accuracy and Stability of Numerical
+#: Algorithms", section 2.8, probabilistic bounds), and a margin for softmax and thresholds near the end.
+TOLERANCES = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25}
+
+
+def compare(
+    signature: Signature, reference: Sequence[Array], answers: Sequence[Array]
+) -> tuple[OutputError, ...]:
+    """Error figures per output."""
+    found = []
+    for spec, expected, answer in zip(signature.outputs, reference, answers, strict=True):
+        error = tensor_errors(np.asarray(expected), np.asarray(answer))
+        found.append(
+            OutputError(
+                name=spec.name,
+                relative_l2=_finite(error.relative_l2),
+                max_abs=_finite(error.max_abs),
+                sqnr_db=_finite(error.sqnr_db),
+            )
+        )
+    return tuple(found)
+
+
+def fault(errors: Sequence[OutputError], precision: str) -> str:
+    """Why the answers are wrong, or an empty text if rounding explains the difference."""
+    for error in errors:
+        relative = math.inf if error.relative_l2 is None else error.relative_l2
+        if relative > TOLERANCES[precision]:
+            return (
+                f"output {error.name!r} is off by {relative:.3g} (relative L2); "
+                f"{precision} explains at most {TOLERANCES[precision]:g}"
+            )
+    return ""
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,1 @@
+"""Frozen data and its JSON: targets, devices, costs and profiles."""

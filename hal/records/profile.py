@@ -1,0 +1,258 @@
+"""A profile: everything that was measured of one model on one machine, as frozen data."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from hal.records.targets import Device, Fallback, TensorSpec
+
+#: Version of the JSON. Readers refuse newer ones and read all older ones.
+SCHEMA_VERSION = 1
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    """End-to-end durations of plain runs. docs/measuring.md says how each figure is made.
+
+    Attributes:
+        median_ns: Median of all runs.
+        p10_ns: 10th percentile.
+        p90_ns: 90th percentile.
+        n: Runs.
+        interval_low_ns: Lower end of the median's 95% interval, over bursts.
+        interval_high_ns: Upper end.
+        stable: Whether the figures can be trusted.
+        reason: Why not.
+        bursts_ns: Every duration, burst by burst; burst i of each target of a group ran in round i.
+        group: Targets with the same number ran in turn; only these may be compared.
+    """
+
+    median_ns: int
+    p10_ns: int
+    p90_ns: int
+    n: int
+    interval_low_ns: int
+    interval_high_ns: int
+    stable: bool
+    reason: str = ""
+    bursts_ns: tuple[tuple[int, ...], ...] = ()
+    group: int = 0
+
+
+class OutputError(msgspec.Struct, frozen=True, kw_only=True):
+    """How far one output is from the reference's.
+
+    Attributes:
+        name: The output.
+        relative_l2: ||answer - reference|| / ||reference||; None where it is infinite, because the
+            answer is not finite, or not of the right shape, and the reference is (JSON has no infinity).
+        max_abs: Largest absolute difference; None where infinite.
+        sqnr_db: Signal to quantization noise ratio, 10 log10(signal power / error power); None for
+            equal answers, where it is infinite.
+    """
+
+    name: str
+    relative_l2: float | None
+    max_abs: float | None
+    sqnr_db: float | None
+
+
+class KernelCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What one kernel costs per run of the model.
+
+    Attributes:
+        name: In the backend's words.
+        type: The backend's kernel type.
+        nodes: The graph's nodes it helps compute; empty where unknown.
+        ops: Operator types of those nodes.
+        device: Where it ran, where that is not the target's device.
+        median_ns: Median over the instrumented runs.
+        p10_ns: 10th percentile.
+        p90_ns: 90th percentile.
+        n: Instrumented runs.
+    """
+
+    name: str
+    type: str
+    nodes: tuple[str, ...]
+    ops: tuple[str, ...]
+    device: str
+    median_ns: int
+    p10_ns: int
+    p90_ns: int
+    n: int
+
+
+class KernelTable(msgspec.Struct, frozen=True, kw_only=True):
+    """The instrumented runs of a target.
+
+    Attributes:
+        kernels: Most expensive first.
+        total_ns: Sum of the kernels' medians.
+        unattributed_ns: Part of ``total_ns`` in kernels mapped to no node of the graph.
+        instrumented_ns: End-to-end median of the instrumented runs (the plain figure is in Timing).
+        folded: Nodes computed at compile time.
+        unknown: Nodes in no kernel and not folded.
+    """
+
+    kernels: tuple[KernelCost, ...]
+    total_ns: int
+    unattributed_ns: int
+    instrumented_ns: int
+    folded: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
+    """What comes before the first steady run.
+
+    Attributes:
+        start_ns: From starting the process to the backend being loaded.
+        compile_ns: Compiling the model.
+        first_run_ns: The first run.
+        blob_bytes: Size of the compiled form, or None where the backend cannot export it.
+    """
+
+    start_ns: int
+    compile_ns: int
+    first_run_ns: int
+    blob_bytes: int | None = None
+
+
+class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True):
+    """Memory of a target's own process.
+
+    Attributes:
+        loaded_bytes: Resident bytes once the backend was loaded, before the model.
+        peak_bytes: Highest resident bytes over compile and runs.
+        device_bytes: Bytes on the device itself, where it has memory of its own and tells.
+    """
+
+    loaded_bytes: int
+    peak_bytes: int
+    device_bytes: int | None = None
+
+    @property
+    def model_bytes(self) -> int:
+        """What the model added to the process."""
+        return max(self.peak_bytes - self.loaded_bytes, 0)
+
+
+class RefusedNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A node that a target cannot run, and why."""
+
+    node: str
+    op: str
+    reason: str
+
+
+class TargetProfile(msgspec.Struct, frozen=True, kw_only=True):
+    """One target's part of a profile.
+
+    Attributes:
+        target: As written by ``str(Target)``.
+        status: ``ok``; ``wrong`` (answers differ from the reference by more than its precision
+            explains); ``refused`` (the backend does not support the model); ``failed`` (it raised,
+            crashed or hung).
+        reason: Why, for every status but ``ok``.
+    """
+
+    target: str
+    status: str
+    reason: str = ""
+    timing: Timing | None = None
+    cold_start: ColdStart | None = None
+    memory: MemoryPeak | None = None
+    errors: tuple[OutputError, ...] = ()
+    accuracy: float | None = None
+    kernels: KernelTable | None = None
+    kernels_missing: str = ""
+    refused: tuple[RefusedNode, ...] = ()
+    fallbacks: tuple[Fallback, ...] = ()
+    telemetry: dict[str, int] = {}
+
+    @property
+    def relative_l2(self) -> float | None:
+        """The worst output's relative L2 error, possibly infinite; None where nothing was compared."""
+        found = [math.inf if error.relative_l2 is None else error.relative_l2 for error in self.errors]
+        return max(found, default=None)
+
+
+class Ratio(msgspec.Struct, frozen=True, kw_only=True):
+    """Time of a target over the baseline's, from bursts that ran side by side.
+
+    Attributes:
+        target: The target.
+        baseline: What it is compared with.
+        median: Median of the per-round ratios; below 1 is faster than the baseline.
+        p10: 10th percentile of them.
+        p90: 90th percentile of them.
+        n_rounds: Rounds in which both ran.
+    """
+
+    target: str
+    baseline: str
+    median: float
+    p10: float
+    p90: float
+    n_rounds: int
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The model, without weights and without paths."""
+
+    name: str
+    digest: str
+    opset: int
+    n_nodes: int
+    weight_bytes: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    inputs_from: str
+
+
+class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """An installed plugin, as its distribution tells; ``failure`` where it was refused or broke."""
+
+    name: str
+    distribution: str
+    version: str
+    failure: str = ""
+
+
+class Environment(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine and software of a profile. Holds no host, user or path name."""
+
+    system: str
+    machine: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+    n_cpus: int
+    n_usable_cpus: int
+    memory_bytes: int
+    python: str
+    packages: dict[str, str]
+    settings: dict[str, str]
+
+
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured of one model, target by target."""
+
+    schema_version: int
+    hal_version: str
+    created: str
+    model: ModelInfo
+    environment: Environment
+    plugins: tuple[PluginInfo, ...]
+    devices: tuple[Device, ...]
+    targets: tuple[TargetProfile, ...]
+    ratios: tuple[Ratio, ...] = ()
+    reference: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ranking(self) -> tuple[TargetProfile, ...]:
+        """Targets that answered rightly, fastest first."""
+        good = [target for target in self.targets if target.status == "ok" and target.timing]
+        return tuple(sorted(good, key=lambda target: target.timing.median_ns if target.timing else 0))

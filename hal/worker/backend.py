@@ -1,0 +1,285 @@
+"""The parent's side of a worker: a Backend whose work happens in a child process."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from hal.backend import (
+    Backend,
+    BackendRef,
+    Configuration,
+    Device,
+    Executable,
+    Fallback,
+    Finding,
+    KernelRuns,
+    OptionSpec,
+    Signature,
+    Support,
+    Tensor,
+)
+from hal.errors import BackendError
+from hal.graph.model import Graph
+from hal.sampling import Policy, WarmUp
+from hal.tensor import as_numpy
+from hal.worker import messages
+from hal.worker.arena import Reader, Writer
+from hal.worker.process import Process
+
+A = TypeVar("A")
+_S = 1_000_000_000
+
+
+class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
+    """How long each step may take before the child is stopped.
+
+    Generous on purpose: they end hangs, not slow work. Source: the longest seen on two cores was 90 s
+    for an Inductor compilation and 3 s for an import; ten times that, rounded.
+    """
+
+    open_ns: int = 60 * _S
+    discover_ns: int = 60 * _S
+    capability_ns: int = 300 * _S
+    compile_ns: int = 900 * _S
+    run_ns: int = 300 * _S
+
+
+class WorkerBackend(Backend):
+    """Runs a backend in a child process of its own, started at construction.
+
+    Args:
+        ref: The backend.
+        deadlines: Per step.
+
+    Raises:
+        PluginLoadError: The backend cannot be opened.
+        WorkerCrashed: Its import ended the process.
+        WorkerTimeout: Its import hung.
+    """
+
+    def __init__(self, ref: BackendRef, *, deadlines: Deadlines | None = None) -> None:
+        self.deadlines = deadlines or Deadlines()
+        self._process = Process(f"backend {ref.entry_point.removeprefix('plugin:')!r}")
+        self._lock = threading.Lock()
+        self._writer = Writer(self._process.folder, "in")
+        self._reader = Reader()
+        self._files = itertools.count()
+        self._models: dict[str, Graph] = {}
+        try:
+            opened = self._call(messages.Open(ref), messages.Opened, self.deadlines.open_ns, "open")
+        except BaseException:
+            self._process.close()
+            raise
+        self.name, self.api_version = opened.name, opened.api_version
+        self._abilities = frozenset(opened.abilities)
+        #: From starting the process to the backend being open.
+        self.start_ns = time.perf_counter_ns() - self._process.started_ns
+
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._process.pid
+
+    def discover(self) -> Sequence[Device]:
+        """See :class:`hal.backend.Backend`."""
+        devices: tuple[Device, ...] = self._call(
+            messages.Discover(), tuple[Device, ...], self.deadlines.discover_ns, "discover devices"
+        )
+        return devices
+
+    def options(self, device: Device) -> Sequence[OptionSpec]:
+        """See :class:`hal.backend.Backend`."""
+        specs: tuple[OptionSpec, ...] = self._call(
+            messages.Options(device), tuple[OptionSpec, ...], self.deadlines.discover_ns, "list options"
+        )
+        return specs
+
+    def capability(self, device: Device, graph: Graph, precision: str) -> Mapping[str, Support]:
+        """See :class:`hal.backend.Backend`."""
+        request = messages.Capability(device, self._model(graph), precision)
+        answers: dict[str, Support] = self._call(
+            request, dict[str, Support], self.deadlines.capability_ns, f"judge {graph.name!r}"
+        )
+        return answers
+
+    def compile(self, device: Device, graph: Graph, configuration: Configuration) -> WorkerExecutable:
+        """See :class:`hal.backend.Backend`."""
+        request = messages.Compile(device, self._model(graph), configuration)
+        step = f"compile {graph.name!r} in {configuration.precision}"
+        compiled = self._call(request, messages.Compiled, self.deadlines.compile_ns, step)
+        return WorkerExecutable(self, compiled)
+
+    def load_blob(self, device: Device, blob: bytes, configuration: Configuration) -> WorkerExecutable:
+        """See :class:`hal.backend.BlobLoader`."""
+        path = self._process.folder / f"blob{next(self._files)}"
+        path.write_bytes(blob)
+        try:
+            request = messages.LoadBlob(device, str(path), configuration)
+            compiled = self._call(request, messages.Compiled, self.deadlines.compile_ns, "load a blob")
+        finally:
+            path.unlink(missing_ok=True)
+        return WorkerExecutable(self, compiled)
+
+    def telemetry(self, device: Device) -> Mapping[str, int]:
+        """See :class:`hal.backend.Telemetry`."""
+        readings: dict[str, int] = self._call(
+            messages.ReadTelemetry(device), dict[str, int], self.deadlines.run_ns, "read telemetry"
+        )
+        return readings
+
+    def diagnose(self) -> Sequence[Finding]:
+        """See :class:`hal.backend.Diagnosis`."""
+        findings: tuple[Finding, ...] = self._call(
+            messages.Diagnose(), tuple[Finding, ...], self.deadlines.discover_ns, "diagnose"
+        )
+        return findings
+
+    def ability(self, kind: type[A]) -> A | None:
+        """The abilities of the backend in the child, as far as they cross the process boundary."""
+        return self if kind.__name__ in self._abilities and isinstance(self, kind) else None
+
+    def resident(self) -> tuple[int, int]:
+        """Resident bytes of the child, now and at the highest."""
+        found = self._call(
+            messages.Resident(), messages.ResidentBytes, self.deadlines.run_ns, "tell its memory"
+        )
+        return found.now_bytes, found.peak_bytes
+
+    def close(self) -> None:
+        """End the child; its executables are gone with it. A second call does nothing."""
+        with self._lock:
+            self._process.close()
+
+    def __enter__(self) -> WorkerBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _model(self, graph: Graph) -> messages.Model:
+        self._models[graph.digest] = graph  # its file must outlive the child's use of it
+        return messages.Model(str(graph.file()), graph.name, graph.digest)
+
+    def _call(self, request: Any, kind: Any, deadline_ns: int, step: str) -> Any:
+        with self._lock:
+            return self._process.call(request, kind, deadline_ns=deadline_ns, step=step)
+
+    def _exchange(self, make: Any, inputs: Sequence[Tensor], kind: Any, deadline_ns: int, step: str) -> Any:
+        """A call that carries tensors: the arena belongs to one call at a time."""
+        with self._lock:
+            sent = self._writer.put([as_numpy(tensor) for tensor in inputs])
+            result = self._process.call(make(sent), kind, deadline_ns=deadline_ns, step=step)
+            self._writer.delivered()
+            return self._reader.get(result) if kind is messages.Tensors else result
+
+
+class WorkerExecutable(Executable):
+    """An executable in the child. Inputs and outputs pass through shared memory, copied once each way."""
+
+    def __init__(self, backend: WorkerBackend, compiled: messages.Compiled) -> None:
+        self._backend = backend
+        self._handle = compiled.handle
+        self._signature = compiled.signature
+        self._abilities = frozenset(compiled.abilities)
+        self._closed = False
+        #: Compile time, taken in the child.
+        self.compile_ns = compiled.compile_ns
+
+    @property
+    def signature(self) -> Signature:
+        """See :class:`hal.backend.Executable`."""
+        return self._signature
+
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        """See :class:`hal.backend.Executable`."""
+        self._check_open()
+        results = self._exchange(messages.Run, inputs, messages.Tensors, "run")
+        if outputs is None:
+            return list(results)
+        for given, result in zip(outputs, results, strict=True):
+            np.copyto(as_numpy(given), result)
+        return outputs
+
+    def timed_run(self, inputs: Sequence[Tensor]) -> int:
+        """See :class:`hal.backend.DeviceTime`."""
+        return int(self._exchange(messages.TimedRun, inputs, int, "run against its clock"))
+
+    def prepare(self, inputs: Sequence[Tensor]) -> None:
+        """Send the inputs of the measuring calls below once."""
+        self._check_open()
+        self._exchange(messages.Prepare, inputs, None, "take inputs")
+
+    def warm_up(self, policy: Policy) -> WarmUp:
+        """See :func:`hal.sampling.warm_up`; runs in the child on the prepared inputs."""
+        warm: WarmUp = self._measure(messages.WarmUp(self._handle, policy), WarmUp, policy, "warm up")
+        return warm
+
+    def burst(self, policy: Policy) -> list[int]:
+        """See :func:`hal.sampling.burst`; runs in the child on the prepared inputs."""
+        request = messages.Burst(self._handle, policy)
+        durations: list[int] = self._measure(request, list[int], policy, "run a burst")
+        return durations
+
+    def kernel_runs(self, inputs: Sequence[Tensor], n_runs: int) -> KernelRuns:
+        """See :class:`hal.backend.KernelTimes`."""
+
+        def make(handle: int, sent: messages.Tensors) -> messages.Kernels:
+            return messages.Kernels(handle, sent, n_runs)
+
+        runs: KernelRuns = self._exchange(make, inputs, KernelRuns, "time its kernels")
+        return runs
+
+    def blob(self) -> bytes:
+        """See :class:`hal.backend.CompiledBlob`."""
+        path = self._backend._process.folder / f"blob{next(self._backend._files)}"
+        self._call(messages.Blob(self._handle, str(path)), int, "export its compiled form")
+        try:
+            return path.read_bytes()
+        finally:
+            path.unlink(missing_ok=True)
+
+    def memory_bytes(self) -> int:
+        """See :class:`hal.backend.MemoryUse`."""
+        return int(self._call(messages.MemoryBytes(self._handle), int, "tell its memory"))
+
+    def fallbacks(self) -> Sequence[Fallback]:
+        """See :class:`hal.backend.Placements`."""
+        found: tuple[Fallback, ...] = self._call(
+            messages.Fallbacks(self._handle), tuple[Fallback, ...], "list fallbacks"
+        )
+        return found
+
+    def close(self) -> None:
+        """See :class:`hal.backend.Executable`."""
+        if not self._closed:
+            self._closed = True
+            self._call(messages.Close(self._handle), None, "close an executable")
+
+    def ability(self, kind: type[A]) -> A | None:
+        """The abilities of the executable in the child, as far as they cross the process boundary."""
+        return self if kind.__name__ in self._abilities and isinstance(self, kind) else None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise BackendError(f"this executable of {self._backend.name!r} is closed; compile it again")
+
+    def _call(self, request: Any, kind: Any, step: str) -> Any:
+        return self._backend._call(request, kind, self._backend.deadlines.run_ns, step)
+
+    def _measure(self, request: Any, kind: Any, policy: Policy, step: str) -> Any:
+        longest_ns = max(policy.warm_up_max_ns, policy.max_time_ns)
+        deadline_ns = self._backend.deadlines.run_ns + 2 * longest_ns
+        return self._backend._call(request, kind, deadline_ns, step)
+
+    def _exchange(self, make: Any, inputs: Sequence[Tensor], kind: Any, step: str) -> Any:
+        self._check_open()
+        return self._backend._exchange(
+            lambda sent: make(self._handle, sent), inputs, kind, self._backend.deadlines.run_ns, step
+        )

@@ -1,0 +1,57 @@
+"""Timed runs of one executable on fixed inputs, beside it in the same process."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from hal import sampling
+from hal.backend import DeviceTime, Executable
+from hal.clock import Clock, MonotonicClock
+from hal.tensor import Tensor
+
+
+class Sampler:
+    """Measures by the device's own clock where it has one, else by the host's.
+
+    Args:
+        executable: What to run; stays the caller's.
+        inputs: Used for every run.
+        clock: The host's clock.
+    """
+
+    def __init__(self, executable: Executable, inputs: Sequence[Tensor], clock: Clock | None = None) -> None:
+        self._run = executable.run
+        self._inputs = inputs
+        self._now_ns = (clock or MonotonicClock()).now_ns
+        device_time = executable.ability(DeviceTime)
+        self._timed = self._host_run if device_time is None else lambda: device_time.timed_run(self._inputs)
+
+    def warm_up(self, policy: sampling.Policy) -> sampling.WarmUp:
+        """Run until the durations settle."""
+        with _no_collection():
+            return sampling.warm_up(self._timed, policy)
+
+    def burst(self, policy: sampling.Policy) -> list[int]:
+        """Durations (ns) of one row of runs."""
+        with _no_collection():
+            return sampling.burst(self._timed, policy)
+
+    def _host_run(self) -> int:
+        started_ns = self._now_ns()
+        self._run(self._inputs)
+        return self._now_ns() - started_ns
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    # A collection in the middle of a run would be charged to the model. Source: timeit does so too.
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

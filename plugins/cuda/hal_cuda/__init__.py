@@ -1,0 +1,1 @@
+"""PyTorch on NVIDIA GPUs as a hal backend."""

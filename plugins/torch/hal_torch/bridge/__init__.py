@@ -1,0 +1,41 @@
+"""ONNX models as PyTorch modules: one fx node per ONNX node, constants folded."""
+
+from hal_torch.bridge import (
+    activations,
+    attention,
+    control,
+    conv,
+    elementwise,
+    indexing,
+    matmul,
+    norm,
+    padding,
+    pool,
+    recurrent,
+    reduce,
+    resize,
+    shape,
+)
+from hal_torch.bridge.build import bridge, refusals
+from hal_torch.bridge.table import TABLE, unsupported
+from hal_torch.bridge.weights import lower_weights
+
+__all__ = ["TABLE", "bridge", "lower_weights", "refusals", "unsupported"]
+
+_FAMILIES = (
+    activations,
+    attention,
+    control,
+    conv,
+    elementwise,
+    indexing,
+    matmul,
+    norm,
+    padding,
+    pool,
+    recurrent,
+    reduce,
+    resize,
+    shape,
+)
+"""The modules that fill the table when they are imported."""

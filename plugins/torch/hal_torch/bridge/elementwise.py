@@ -1,0 +1,275 @@
+"""Arithmetic, comparison, logic and casts, element by element."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+
+from hal_torch.bridge.dtypes import torch_dtype_of
+from hal_torch.bridge.node import Argument, Call, Operand, OpNode, Refused, call
+from hal_torch.bridge.table import add, operator
+
+UNARY: dict[str, Callable[..., torch.Tensor]] = {
+    "Abs": torch.abs,
+    "Acos": torch.acos,
+    "Acosh": torch.acosh,
+    "Asin": torch.asin,
+    "Asinh": torch.asinh,
+    "Atan": torch.atan,
+    "Atanh": torch.atanh,
+    "Ceil": torch.ceil,
+    "Cos": torch.cos,
+    "Cosh": torch.cosh,
+    "Erf": torch.erf,
+    "Exp": torch.exp,
+    "Floor": torch.floor,
+    "IsNaN": torch.isnan,
+    "Log": torch.log,
+    "Neg": torch.neg,
+    "Not": torch.logical_not,
+    "Reciprocal": torch.reciprocal,
+    "Round": torch.round,
+    "Sign": torch.sign,
+    "Sin": torch.sin,
+    "Sinh": torch.sinh,
+    "Sqrt": torch.sqrt,
+    "Tan": torch.tan,
+    "BitwiseNot": torch.bitwise_not,
+}
+"""Operators that are one PyTorch function of one tensor."""
+
+BINARY: dict[str, Callable[..., torch.Tensor]] = {
+    "Add": torch.add,
+    "Sub": torch.sub,
+    "Mul": torch.mul,
+    "Equal": torch.eq,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
+    "BitwiseAnd": torch.bitwise_and,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
+}
+"""Operators that are one PyTorch function of two tensors that broadcast both ways."""
+
+LOGICAL: dict[str, Callable[..., torch.Tensor]] = {
+    "And": torch.logical_and,
+    "Or": torch.logical_or,
+    "Xor": torch.logical_xor,
+}
+"""Like BINARY, on booleans only."""
+
+
+def scalar_or(operand: Operand, other: Operand) -> Argument:
+    """A Python number for a constant with one element, where that changes neither shape nor type.
+
+    Numbers spare a broadcast and, unlike tensors, never widen a result under autocast.
+    """
+    const = operand.const
+    if const is None or const.numel() != 1 or other.const is not None or const.dtype == torch.bool:
+        return operand
+    if other.rank is None or other.rank < const.dim() or other.dtype != const.dtype:
+        return operand
+    return const.item()
+
+
+def _unary(function: Callable[..., torch.Tensor]) -> Callable[[OpNode], Call]:
+    return lambda node: call(function, node.input(0))
+
+
+def _binary(function: Callable[..., torch.Tensor], *, scalars: bool = True) -> Callable[[OpNode], Call]:
+    def translate(node: OpNode) -> Call:
+        left, right = node.input(0), node.input(1)
+        if node.version < 7 and node.attribute("broadcast") is not None:
+            raise Refused("attribute `broadcast` of operator sets before 7 is not translated")
+        # A number is taken on the right only: torch.sub(1.0, x) is no function of PyTorch.
+        return call(function, left, scalar_or(right, left) if scalars else right)
+
+    return translate
+
+
+for _name, _function in UNARY.items():
+    add(_name, 1, _unary(_function))
+for _name, _function in BINARY.items():
+    add(_name, 1, _binary(_function))
+for _name, _function in LOGICAL.items():
+    add(_name, 1, _binary(_function, scalars=False))
+
+
+@operator("Div")
+def div(node: OpNode) -> Call:
+    """Quotient; integers are cut towards zero."""
+    left, right = node.input(0), node.input(1)
+    if node.version < 7 and node.attribute("broadcast") is not None:
+        raise Refused("attribute `broadcast` of operator sets before 7 is not translated")
+    if node.dtype(0).is_floating_point:
+        return call(torch.div, left, scalar_or(right, left))
+    return call(torch.div, left, scalar_or(right, left), rounding_mode="trunc")
+
+
+def power(base: torch.Tensor, exponent: torch.Tensor | float) -> torch.Tensor:
+    """Power in the type of the base."""
+    return torch.pow(base, exponent).to(base.dtype)
+
+
+@operator("Pow", 7)
+def pow_(node: OpNode) -> Call:
+    """Power; the result has the type of the base."""
+    base, exponent = node.input(0), node.input(1)
+    value = scalar_or(exponent, base)
+    if isinstance(value, float) and node.dtype(0).is_floating_point:
+        return call(torch.pow, base, int(value) if value.is_integer() else value)
+    return call(power, base, exponent)
+
+
+@operator("Mod", 10)
+def mod(node: OpNode) -> Call:
+    """Remainder with the sign of the divisor, or of the dividend when `fmod` is set."""
+    function = torch.fmod if node.int("fmod", 0) else torch.remainder
+    return call(function, node.input(0), node.input(1))
+
+
+@operator("BitShift", 11)
+def bit_shift(node: OpNode) -> Call:
+    """Shift of the bits of unsigned integers."""
+    left = node.string("direction", "") == "LEFT"
+    return call(torch.bitwise_left_shift if left else torch.bitwise_right_shift, node.input(0), node.input(1))
+
+
+def maximum(*tensors: torch.Tensor) -> torch.Tensor:
+    """Largest of several tensors that broadcast."""
+    return functools.reduce(torch.maximum, tensors)
+
+
+def minimum(*tensors: torch.Tensor) -> torch.Tensor:
+    """Smallest of several tensors that broadcast."""
+    return functools.reduce(torch.minimum, tensors)
+
+
+def total(*tensors: torch.Tensor) -> torch.Tensor:
+    """Sum of several tensors that broadcast."""
+    return functools.reduce(torch.add, tensors)
+
+
+def mean(*tensors: torch.Tensor) -> torch.Tensor:
+    """Mean of several tensors that broadcast."""
+    return total(*tensors) / len(tensors)
+
+
+def _variadic(function: Callable[..., torch.Tensor]) -> Callable[[OpNode], Call]:
+    return lambda node: call(function, *(node.input(i) for i in range(len(node.inputs))))
+
+
+for _name, _function in {"Max": maximum, "Min": minimum, "Sum": total, "Mean": mean}.items():
+    add(_name, 1, _variadic(_function))
+
+
+@operator("IsInf", 10)
+def is_inf(node: OpNode) -> Call:
+    """Whether an element is infinite, of either sign or of one."""
+    negative, positive = node.int("detect_negative", 1), node.int("detect_positive", 1)
+    if negative and positive:
+        return call(torch.isinf, node.input(0))
+    if not negative and not positive:
+        return call(torch.zeros_like, node.input(0), dtype=torch.bool)
+    return call(torch.isneginf if negative else torch.isposinf, node.input(0))
+
+
+@operator("Clip", 11)
+def clip(node: OpNode) -> Call:
+    """Limit to a range; where the range is empty the upper limit wins."""
+    low, high = node.optional(1), node.optional(2)
+    if low is None and high is None:
+        return call(identity, node.input(0))
+    return call(torch.clamp, node.input(0), _limit(low), _limit(high))
+
+
+def _limit(operand: Operand | None) -> Argument:
+    return operand.const.item() if operand is not None and operand.const is not None else operand
+
+
+@operator("Clip", 6)
+def clip_6(node: OpNode) -> Call:
+    """Limit to a range given as attributes."""
+    limits = [node.float(name, 0.0) if node.attribute(name) else None for name in ("min", "max")]
+    if limits == [None, None]:
+        return call(identity, node.input(0))
+    return call(torch.clamp, node.input(0), *limits)
+
+
+@operator("Where", 9)
+def where(node: OpNode) -> Call:
+    """Choose element by element."""
+    return call(torch.where, node.input(0), node.input(1), node.input(2))
+
+
+def identity(x: torch.Tensor) -> torch.Tensor:
+    """The tensor itself."""
+    return x
+
+
+@operator("Identity", any_type=True)
+def identity_node(node: OpNode) -> Call:
+    """The input."""
+    return call(identity, node.input(0))
+
+
+@operator("Dropout", 7)
+def dropout(node: OpNode) -> Call:
+    """Nothing at inference; the mask keeps everything."""
+    if node.version >= 12:
+        training = node.const(2, "training_mode")
+        if training is not None and bool(training.item()):
+            raise Refused("training_mode drops elements at random, so there is no one right answer")
+    return call(identity if node.single else kept, node.input(0))
+
+
+def kept(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tensor and a mask that is true everywhere."""
+    return x, torch.ones_like(x, dtype=torch.bool)
+
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
+"""The float8 dtypes, whose overflow needs care."""
+
+
+def to_float8(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cast to a float8 dtype; what lies beyond its range, infinities too, becomes its largest value."""
+    largest = torch.finfo(dtype).max
+    return x.to(torch.float32).clamp(-largest, largest).to(dtype)
+
+
+def convert(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Cast; fractions are cut."""
+    return x.to(dtype)
+
+
+def convert_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Cast to the dtype of another tensor."""
+    return x.to(like.dtype)
+
+
+def _cast(node: OpNode, dtype: torch.dtype) -> Call:
+    if dtype in FLOAT8:
+        if not node.int("saturate", 1):
+            raise Refused(f"cast to {dtype} without saturation is not what PyTorch does")
+        return call(to_float8, node.input(0), dtype)
+    return call(convert, node.input(0), dtype)
+
+
+@operator("Cast", 6, any_type=True)
+def cast(node: OpNode) -> Call:
+    """Change the element type."""
+    return _cast(node, torch_dtype_of(node.int("to", 0)))
+
+
+@operator("CastLike", 15, any_type=True)
+def cast_like(node: OpNode) -> Call:
+    """Change the element type to that of the second input."""
+    dtype = node.input(1).dtype
+    if dtype is None:
+        return call(convert_like, node.input(0), node.input(1))
+    return _cast(node, dtype)
