@@ -62,7 +62,7 @@ def installed() -> tuple[Plugin, ...]:
     allowed = _allowed(found)
     plugins = []
     for name in sorted(allowed):
-        same_name = list(found[name].values())
+        same_name = sorted(found[name].values(), key=lambda plugin: plugin.distribution)
         if len(same_name) == 1:
             plugins.append(same_name[0])
             continue

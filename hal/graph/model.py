@@ -6,7 +6,9 @@ import functools
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,7 +121,7 @@ class Graph:
             given = shapes.get(str(value.name))
             sizes = specs[str(value.name)].shape
             bound = [
-                size if isinstance(size, int) else given[i] if given is not None else dims.get(size)
+                size if isinstance(size, int) else given[i] if given is not None else dims.get(size, size)
                 for i, size in enumerate(sizes)
             ]
             if value.shape is not None:
@@ -216,8 +218,9 @@ class Graph:
     def file(self) -> Path:
         """The model as a file, written on first need; it lives as long as this object."""
         if self._path is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="hal-graph-")
-            self._path = self.save(Path(self._folder.name))
+            folder = tempfile.mkdtemp(prefix="hal-graph-")
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._path = self.save(Path(folder))
         return self._path
 
     def serialized(self) -> bytes | Path:

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -26,12 +26,14 @@ from hal.backend import (
     Tensor,
 )
 from hal.errors import BackendError
-from hal.graph.model import Graph
 from hal.sampling import Policy, WarmUp
 from hal.tensor import as_numpy
 from hal.worker import messages
 from hal.worker.arena import Reader, Writer
 from hal.worker.process import Process
+
+if TYPE_CHECKING:
+    from hal.graph.model import Graph
 
 A = TypeVar("A")
 _S = 1_000_000_000

@@ -10,12 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hal import backend as contract
 from hal.backend import Backend, Executable
 from hal.errors import BackendError, HalError
-from hal.graph.model import Graph
 from hal.plugins import open_backend
 from hal.tensor import Array, as_numpy
 from hal.trace import enable_from_environment
@@ -23,6 +22,9 @@ from hal.worker import messages
 from hal.worker.arena import Reader, Writer
 from hal.worker.memory import resident
 from hal.worker.sampler import Sampler
+
+if TYPE_CHECKING:
+    from hal.graph.model import Graph
 
 BACKEND_ABILITIES = ("Telemetry", "BlobLoader", "Diagnosis")
 EXECUTABLE_ABILITIES = ("KernelTimes", "DeviceTime", "CompiledBlob", "MemoryUse", "Placements")
@@ -94,6 +96,9 @@ class Server:
 
     def _graph(self, model: messages.Model) -> Graph:
         if model.digest not in self._graphs:
+            # Half a second of imports that discovery and diagnosis do without.
+            from hal.graph.model import Graph
+
             self._graphs = {
                 model.digest: Graph.load_prepared(Path(model.path), name=model.name, digest=model.digest)
             }
@@ -163,7 +168,7 @@ def _follow_parent(lifeline: int, folder: str) -> None:
 
 def main() -> None:
     """Serve on the socket given on the command line until it closes."""
-    connection_fd, lifeline, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    connection_fd, lifeline, folder = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     enable_from_environment()
     threading.Thread(target=_follow_parent, args=(lifeline, folder), daemon=True).start()
     connection = Connection(connection_fd)
@@ -178,7 +183,3 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -25,6 +26,9 @@ _log = logging.getLogger("hal.worker")
 #: How much of the child's stderr is looked at for its last words.
 _TAIL_BYTES = 8192
 _GRACE_S = 2.0
+#: The child finds modules where this process does, and nowhere else: with ``-m`` a stray ``torch.py``
+#: in the working folder would be imported.
+_BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from hal.worker.child import main; main()"
 
 
 class Process:
@@ -47,8 +51,10 @@ class Process:
             self._child = subprocess.Popen(
                 [
                     sys.executable,
-                    "-m",
-                    "hal.worker.child",
+                    "-P",
+                    "-c",
+                    _BOOT,
+                    json.dumps(sys.path),
                     str(theirs.fileno()),
                     str(lifeline_theirs),
                     str(self.folder),

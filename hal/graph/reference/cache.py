@@ -69,7 +69,8 @@ def reference_key(model_digest: str, inputs: Mapping[str, Array]) -> str:
 
 
 def _read(path: pathlib.Path) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as stored:
+    # numpy leaves a file open that it opened itself and cannot read.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         entries = json.loads(stored["entries"].tobytes())
         return {entry["name"]: _array(entry, stored[f"data{i}"]) for i, entry in enumerate(entries)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,10 @@ import numpy as np
 
 from hal.graph.reference.operator import Array, ReferenceOp, along, ints, widen
 from hal.graph.reference.windows import Windows, split_padding, windows
+
+#: Columns of a matrix product to aim for. Source: measured on two x86 cores, 7x7 taps of 3 channels; it
+#: bounds memory to this many times the output's positions and changes no result beyond float64 rounding.
+_DEPTH_OF_PRODUCT = 64
 
 
 def at(tap: tuple[int, ...]) -> Any:
@@ -40,8 +45,13 @@ def convolve(x: Array, weight: Array, layout: Windows, group: int) -> Array:
     size = math.prod(layout.out)
     result = np.zeros((batch, group, width, size))
     term = np.empty_like(result)
-    for tap, view in layout.taps(padded):
-        np.matmul(grouped[at(tap)], view.reshape(batch, group, depth, size), out=term)
+    # Few channels make thin products, which are slow; several taps side by side make thick ones.
+    together = max(1, _DEPTH_OF_PRODUCT // depth)
+    taps = layout.taps(padded)
+    while chunk := list(itertools.islice(taps, together)):
+        weights = np.concatenate([grouped[at(tap)] for tap, _ in chunk], axis=2)
+        views = [view.reshape(batch, group, depth, size) for _, view in chunk]
+        np.matmul(weights, views[0] if len(views) == 1 else np.concatenate(views, axis=2), out=term)
         result += term
     return result.reshape(batch, group * width, *layout.out)
 

@@ -24,8 +24,15 @@ class ReferenceUnavailable(UserError):
     """The reference has no answer for a model; targets can run it, but nothing vouches for their answers."""
 
 
-class _NodeFailed(Exception):
+class _RunFailed(Exception):
     """A node could not be computed; carries which, out of nested graphs."""
+
+
+def _reason(error: Exception) -> str:
+    """Return what went wrong in one line; onnx wraps errors, and appends whole nodes to some."""
+    cause = error.__cause__ or error
+    lines = str(cause).splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0][:300]}"
 
 
 def _captured(graph: onnx.GraphProto) -> set[str]:
@@ -127,19 +134,22 @@ class Evaluator(ReferenceEvaluator):
                 options["linked_attributes"] = attributes
             try:
                 outputs = node.run(*(values[name] for name in node.input), **options)
-            except _NodeFailed:
+            except _RunFailed:
                 raise
             except Exception as error:  # what onnx's code raises is not documented; the reason is kept
                 label = f"{node.op_type} {node.onnx_node.name!r} (outputs {list(node.output)})"
-                reason = str(error.__cause__ or error)
-                raise _NodeFailed(f"{label}: {type(error.__cause__ or error).__name__}: {reason}") from error
+                raise _RunFailed(f"node {label}: {_reason(error)}") from error
             # An output without a name is one that nobody asked for.
             values.update((name, value) for name, value in zip(node.output, outputs, strict=False) if name)
             for name in self.freed_[position]:
                 values.pop(name, None)
             if self.progress is not None:
                 self.progress(position + 1, len(self.rt_nodes_))
-        return [values[name] for name in (self.output_names if output_names is None else output_names)]
+        wanted = list(self.output_names if output_names is None else output_names)
+        missing = [name for name in wanted if name not in values]
+        if missing:
+            raise _RunFailed(f"no node computes the outputs {missing}")
+        return [values[name] for name in wanted]
 
 
 def _unknown_operators(opsets: dict[str, int], model: onnx.ModelProto) -> list[str]:
@@ -168,6 +178,30 @@ def _unknown_operators(opsets: dict[str, int], model: onnx.ModelProto) -> list[s
         if reason is not None:
             unknown.add(f"{node.domain or 'ai.onnx'}::{node.op_type} ({reason})")
     return sorted(unknown)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Expand the model's own functions: onnx runs them, but not all operators in them with attributes."""
+    if not model.functions:
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:  # onnx's native code documents no exceptions; the reason is kept
+        raise _unprepared(error) from error
+
+
+def _prepared(model: onnx.ModelProto) -> Evaluator:
+    try:
+        return Evaluator(model)
+    except Exception as error:  # what onnx raises on a malformed model is not documented; the reason is kept
+        raise _unprepared(error) from error
+
+
+def _unprepared(error: Exception) -> ReferenceUnavailable:
+    return ReferenceUnavailable(
+        f"no reference for this model: onnx cannot prepare it ({_reason(error)}); "
+        "check the model with onnx.checker"
+    )
 
 
 def _check_inputs(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None:
@@ -209,8 +243,7 @@ def reference_outputs(
             f"no reference for this model: {len(elsewhere)} weights are still in external files, the first "
             f"is {elsewhere[0]!r}; load the model together with its external data"
         )
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = _inlined(model)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     opsets.setdefault("", opsets.get("ai.onnx", 1))
     unknown = _unknown_operators(opsets, model)
@@ -219,15 +252,15 @@ def reference_outputs(
             problems("no reference for this model: operators without a reference implementation", unknown)
             + "\nrewrite the model with operators of ONNX, or judge its targets by other means"
         )
+    evaluator = _prepared(model)
+    evaluator.progress = progress
     try:
         # Overflow and NaN are answers here, not accidents.
         with np.errstate(all="ignore"):
-            evaluator = Evaluator(model)
-            evaluator.progress = progress
             answers = evaluator.run(None, inputs)
-    except _NodeFailed as failure:
+    except _RunFailed as failure:
         raise ReferenceUnavailable(
-            f"no reference for this model: node {failure}; check the model and the shapes of its inputs"
+            f"no reference for this model: {failure}; check the model and the shapes of its inputs"
         ) from failure
     outputs = dict(zip(evaluator.output_names, answers, strict=True))
     odd = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import abc
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,8 +128,9 @@ class _Recurrent(ReferenceOp):
             projected = wide[order, columns] @ widen(weight[d]).T
             functions = bound[d * per_direction : (d + 1) * per_direction]
             outputs = np.zeros((steps, batch, hidden))
-            stepper = self._steps(projected, widen(recurrence[d]).T, b, p, state, functions, lengths, options)
-            for t, new in enumerate(stepper):
+            matrix = widen(recurrence[d]).T
+            for t, gates in enumerate(projected):
+                new = self._step(gates, matrix, b, p, state, functions, options)
                 alive = (t < lengths)[:, np.newaxis]
                 state[:] = [np.where(alive, n, old) for n, old in zip(new, state, strict=True)]
                 outputs[t] = np.where(alive, state[0], 0.0)
@@ -140,20 +142,7 @@ class _Recurrent(ReferenceOp):
             y, last = y.transpose(2, 0, 1, 3), [value.swapaxes(0, 1) for value in last]
         return tuple(value.astype(x.dtype) for value in (y, *last))
 
-    def _steps(
-        self,
-        projected: Array,
-        recurrence: Array,
-        bias: Array,
-        peepholes: Array,
-        state: list[Array],
-        functions: list[Activation],
-        lengths: Array,
-        options: dict[str, Any],
-    ) -> Iterator[tuple[Array, ...]]:
-        for x in projected:
-            yield self._step(x, recurrence, bias, peepholes, state, functions, options)
-
+    @abc.abstractmethod
     def _step(
         self,
         x: Array,
@@ -165,7 +154,6 @@ class _Recurrent(ReferenceOp):
         options: dict[str, Any],
     ) -> tuple[Array, ...]:
         """Return the states after one step; ``x`` is ``float64[batch, n_gates * hidden]``, projected."""
-        raise TypeError(f"{type(self).__name__} has no step")
 
 
 class RNN(_Recurrent):

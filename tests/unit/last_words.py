@@ -1,0 +1,22 @@
+"""Backends that end their process with a word, or talk too much; opened in workers by test_worker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from hal.backend import Backend
+from hal.testing import FakeBackend
+
+
+def leave() -> NoReturn:
+    sys.stderr.write("goodbye\n")
+    sys.stderr.flush()
+    os._exit(3)
+
+
+def chatty() -> Backend:
+    os.write(1, b"hello from native code\n")
+    print("hello from Python")
+    return FakeBackend()

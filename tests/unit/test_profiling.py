@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import psutil
+import pytest
+
+import hal
+from hal.errors import InputError, TargetError
+from hal.profiling import bench, discover, prove, run
+from hal.records.files import from_json, to_json
+from hal.records.profile import Profile, TargetProfile
+from hal.sampling import Policy
+from hal.testing import small_graph
+from hal.worker import Deadlines
+from tests.throwaway import Plugins, failing
+
+S = 1_000_000_000
+#: Virtual time passes quickly: a handful of runs each.
+QUICK = Policy(
+    warm_up_min_ns=1,
+    warm_up_max_ns=20_000,
+    burst_ns=5_000,
+    min_time_ns=1,
+    min_runs=6,
+    min_bursts=3,
+    max_time_ns=1_000_000,
+)
+#: Only hangs meet these, and each test has at most two.
+SHORT = Deadlines(open_ns=4 * S, discover_ns=2 * S, capability_ns=2 * S, compile_ns=2 * S, run_ns=2 * S)
+ONE = [{"id": "cpu:0", "precisions": ["fp32"]}]
+
+
+def by_name(record: Profile) -> dict[str, TargetProfile]:
+    return {target.target: target for target in record.targets}
+
+
+def test_profile_measures_every_target_when_all_work(plugins: Plugins) -> None:
+    plugins.add_fake("swift", default_ns=1_000, overhead_ns=0)
+    plugins.add_fake("slow", default_ns=4_000, overhead_ns=0, devices=ONE)
+    record = hal.profile(small_graph("chain"), policy=QUICK)
+    targets = by_name(record)
+    assert set(targets) == {"cpu:0/swift/fp32", "cpu:0/swift/bf16", "cpu:0/slow/fp32"}
+    assert [target.status for target in record.targets] == ["ok"] * 3
+    n_nodes = record.model.n_nodes
+    for name, cost_ns in (("cpu:0/swift/fp32", 1_000), ("cpu:0/slow/fp32", 4_000)):
+        timing, table = targets[name].timing, targets[name].kernels
+        assert timing is not None
+        assert table is not None
+        assert timing.median_ns == n_nodes * cost_ns
+        assert table.total_ns == n_nodes * cost_ns
+        assert table.unattributed_ns == 0
+        assert table.unknown == ()
+    ratios = {(ratio.target, ratio.baseline): ratio.median for ratio in record.ratios}
+    assert ratios["cpu:0/slow/fp32", record.ranking[0].target] == pytest.approx(4.0)
+    assert record.ranking[-1].target == "cpu:0/slow/fp32"
+    fp32 = targets["cpu:0/swift/fp32"]
+    assert fp32.relative_l2 is not None
+    assert fp32.relative_l2 <= 1e-6
+    assert fp32.cold_start is not None
+    assert fp32.cold_start.blob_bytes
+    assert fp32.memory is not None
+    assert fp32.memory.peak_bytes >= fp32.memory.loaded_bytes > 0
+
+
+def test_profile_round_trips_when_written_as_json(plugins: Plugins) -> None:
+    plugins.add_fake("one")
+    record = hal.profile(small_graph("two_outputs"), policy=QUICK)
+    assert from_json(to_json(record), Profile, "the text") == record
+
+
+@pytest.mark.parametrize("how", ["raise", "bug", "exit", "abort", "segfault"])
+@pytest.mark.parametrize("at", ["capability", "compile", "first_run", "run:7"])
+def test_profile_loses_one_target_only_when_its_child_fails(plugins: Plugins, at: str, how: str) -> None:
+    plugins.add_fake("good", devices=ONE)
+    plugins.add_fake("bad", devices=ONE, **failing(at, how))
+    record = hal.profile(small_graph("chain"), policy=QUICK, deadlines=SHORT)
+    targets = by_name(record)
+    assert targets["cpu:0/good/fp32"].status == "ok"
+    assert targets["cpu:0/bad/fp32"].status == "failed"
+    expected = {
+        "raise": "told to fail",
+        "bug": "ZeroDivisionError",
+        "exit": "exited with status 7",
+        "abort": "SIGABRT",
+        "segfault": "SIGSEGV",
+    }
+    assert expected[how] in targets["cpu:0/bad/fp32"].reason
+    assert record.ranking == (targets["cpu:0/good/fp32"],)
+
+
+@pytest.mark.parametrize("at", ["compile", "run:7"])
+def test_profile_loses_one_target_only_when_its_child_hangs(plugins: Plugins, at: str) -> None:
+    plugins.add_fake("good", devices=ONE)
+    plugins.add_fake("bad", devices=ONE, **failing(at, "hang"))
+    targets = by_name(hal.profile(small_graph("chain"), policy=QUICK, deadlines=SHORT))
+    assert targets["cpu:0/good/fp32"].status == "ok"
+    assert targets["cpu:0/bad/fp32"].status == "failed"
+    assert "was stopped" in targets["cpu:0/bad/fp32"].reason
+
+
+@pytest.mark.parametrize("how", ["raise", "segfault", "hang"])
+def test_profile_keeps_the_plain_figures_when_kernel_timing_fails(plugins: Plugins, how: str) -> None:
+    plugins.add_fake("bad", devices=ONE, **failing("kernels", how))
+    target = hal.profile(small_graph("chain"), policy=QUICK, deadlines=SHORT).targets[0]
+    assert target.status == "ok"
+    assert target.timing is not None
+    assert target.kernels is None
+    assert target.kernels_missing
+
+
+@pytest.mark.parametrize(
+    ("at", "how", "word"),
+    [
+        ("import", "raise", "told to fail"),
+        ("import", "segfault", "SIGSEGV"),
+        ("import", "hang", "did not open within"),
+        ("discover", "bug", "ZeroDivisionError"),
+        ("discover", "abort", "SIGABRT"),
+        ("discover", "hang", "did not discover devices within"),
+    ],
+)
+def test_discover_reports_a_plugin_when_it_breaks(plugins: Plugins, at: str, how: str, word: str) -> None:
+    plugins.add_fake("good", devices=ONE)
+    plugins.add_fake("bad", **failing(at, how))
+    found = discover(deadlines=SHORT)
+    assert [name for name, _ in found.devices] == ["good"]
+    failures = {plugin.name: plugin.failure for plugin in found.plugins}
+    assert failures["good"] == ""
+    assert word in failures["bad"]
+
+
+def test_profile_names_refused_nodes_when_a_backend_refuses(plugins: Plugins) -> None:
+    plugins.add_fake("good", devices=ONE)
+    plugins.add_fake("picky", devices=ONE, refuse={"Relu": "no rectifiers here"})
+    target = by_name(hal.profile(small_graph("chain"), policy=QUICK))["cpu:0/picky/fp32"]
+    assert target.status == "refused"
+    assert {node.op for node in target.refused} == {"Relu"}
+    assert "no rectifiers here" in target.reason
+    assert target.timing is None
+
+
+def test_profile_never_recommends_a_target_when_it_answers_wrongly(plugins: Plugins) -> None:
+    plugins.add_fake("right", devices=ONE, default_ns=5_000)
+    plugins.add_fake("wrong", devices=ONE, default_ns=10, **failing("run", "wrong"))
+    record = hal.profile(small_graph("chain"), policy=QUICK)
+    wrong = by_name(record)["cpu:0/wrong/fp32"]
+    assert wrong.status == "wrong"
+    assert "relative L2" in wrong.reason
+    assert wrong.timing is not None
+    assert [target.target for target in record.ranking] == ["cpu:0/right/fp32"]
+    assert {ratio.baseline for ratio in record.ratios} == {"cpu:0/right/fp32"}
+
+
+def test_profile_leaves_nothing_behind_when_children_crash(plugins: Plugins) -> None:
+    def shared() -> set[str]:
+        return set(os.listdir("/dev/shm")) if Path("/dev/shm").is_dir() else set()
+
+    before = shared()
+    plugins.add_fake("bad", devices=ONE, **failing("run:7", "segfault"))
+    hal.profile(small_graph("chain"), policy=QUICK)
+    # Other tests run beside this one: only what they leave for good would stay, and they leave nothing.
+    children = [child for child in psutil.Process().children() if "hal.worker.child" in child.cmdline()]
+    assert children == []
+    assert {name for name in shared() - before if name.startswith(f"hal-{os.getpid()}")} == set()
+
+
+def test_profile_holds_no_private_names_when_written(plugins: Plugins) -> None:
+    plugins.add("bad", "raise OSError('cannot open ' + __file__ + ' in ' + __import__('os').getcwd())")
+    plugins.add_fake("good", devices=ONE)
+    text = to_json(hal.profile(small_graph("chain"), policy=QUICK)).decode()
+    assert "cannot open" in text
+    for private in (str(Path.home()) + "/", os.getcwd(), str(Path(__file__).parent), "/tmp/"):
+        assert private not in text
+
+
+def test_profile_reports_each_device_when_it_cannot_be_used(plugins: Plugins) -> None:
+    plugins.add_fake("good", devices=ONE)
+    plugins.add_fake("gone", devices=[{"id": "cuda:0", "kind": "gpu", "unavailable": "no driver"}])
+    record = hal.profile(small_graph("chain"), policy=QUICK)
+    assert record.notes == ("cuda:0 (gone) cannot be used: no driver",)
+
+
+def test_profile_lists_what_is_there_when_no_target_fits(plugins: Plugins) -> None:
+    plugins.add_fake("good", devices=ONE)
+    with pytest.raises(TargetError, match=r"no target here fits 'npu:\*'; available: cpu:0/good/fp32"):
+        hal.profile(small_graph("chain"), targets=["npu:*"], policy=QUICK)
+    with pytest.raises(TargetError, match="does not compute in bf16; it offers fp32"):
+        hal.profile(small_graph("chain"), targets=["cpu:0/good/bf16"], policy=QUICK)
+
+
+def test_profile_takes_a_target_with_options_when_named_whole(plugins: Plugins) -> None:
+    plugins.add_fake("good", devices=ONE)
+    name = "cpu:0/good/fp32+mode=fast+n_threads=2"
+    record = hal.profile(small_graph("chain"), targets=[name], policy=QUICK)
+    assert [target.target for target in record.targets] == [name]
+
+
+def test_bench_takes_ratios_against_the_baseline_when_one_is_named(plugins: Plugins) -> None:
+    plugins.add_fake("swift", devices=ONE, default_ns=1_000, overhead_ns=0)
+    plugins.add_fake("slow", devices=ONE, default_ns=4_000, overhead_ns=0)
+    record = bench(small_graph("chain"), baseline="cpu:0/slow/fp32", policy=QUICK)
+    ratios = {ratio.target: ratio.median for ratio in record.ratios}
+    assert ratios == {"cpu:0/slow/fp32": 1.0, "cpu:0/swift/fp32": 0.25}
+    assert all(target.kernels is None for target in record.targets)
+    with pytest.raises(TargetError, match="baseline 'x' was not measured; measured are cpu:0/"):
+        bench(small_graph("chain"), baseline="x", policy=QUICK)
+
+
+def test_run_takes_the_fastest_right_target_when_none_is_named(plugins: Plugins) -> None:
+    plugins.add_fake("right", devices=ONE, default_ns=5_000)
+    plugins.add_fake("wrong", devices=ONE, default_ns=10, **failing("run", "wrong"))
+    graph = small_graph("add")
+    inputs = {spec.name: np.ones(spec.shape, spec.dtype) for spec in graph.signature.inputs}
+    result = run(graph, inputs)
+    assert result.target == "cpu:0/right/fp32"
+    assert "measured now" in result.chosen_because
+    np.testing.assert_array_equal(
+        next(iter(result.outputs.values())), 2 * np.ones(graph.signature.outputs[0].shape)
+    )
+
+
+def test_prove_says_what_came_when_the_answer_is_wrong(plugins: Plugins) -> None:
+    plugins.add_fake("right", devices=ONE)
+    plugins.add_fake("wrong", devices=ONE, **failing("run", "wrong"))
+    devices = dict(discover().devices)
+    assert prove("right", devices["right"]).ok
+    proof = prove("wrong", devices["wrong"])
+    assert not proof.ok
+    assert "expected [[19.0, 22.0], [43.0, 50.0]]" in proof.message
+
+
+def test_profile_refuses_inputs_when_they_hold_nan(plugins: Plugins) -> None:
+    plugins.add_fake("good", devices=ONE)
+    graph = small_graph("add")
+    inputs = {spec.name: np.full(spec.shape, np.nan, spec.dtype) for spec in graph.signature.inputs}
+    with pytest.raises(InputError, match=r"holds \d+ NaN of \d+ values"):
+        hal.profile(graph, inputs, policy=QUICK)
+
+
+def test_profile_scores_labelled_data_when_the_demo_has_them(plugins: Plugins) -> None:
+    plugins.add_fake("good", devices=ONE)
+    target = hal.profile(
+        "demo:digits", policy=msgspec.structs.replace(QUICK, min_bursts=1, min_runs=1)
+    ).targets[0]
+    assert target.accuracy == pytest.approx(0.995)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import psutil
+import pytest
+
+from hal.backend import (
+    AsyncRun,
+    BackendRef,
+    CompiledBlob,
+    Configuration,
+    Diagnosis,
+    KernelTimes,
+    MemoryUse,
+    Placements,
+    Telemetry,
+)
+from hal.errors import BackendError, InputError, TargetError, WorkerCrashed, WorkerTimeout
+from hal.testing import example_inputs, small_graph, true_outputs
+from hal.worker import Deadlines, WorkerBackend
+
+S = 1_000_000_000
+FAKE = "hal.testing.fake:FakeBackend"
+FP32 = Configuration.of("fp32")
+
+
+def fake(**configuration: object) -> BackendRef:
+    return BackendRef(FAKE, dict(configuration))
+
+
+def test_worker_answers_like_the_reference_when_graphs_of_all_types_run() -> None:
+    with WorkerBackend(fake(devices=[{"id": "cpu:0", "precisions": ["fp32", "bf16"]}])) as backend:
+        (device,) = backend.discover()
+        for name in (
+            "add",
+            "two_outputs",
+            "integers",
+            "booleans",
+            "scalar",
+            "empty",
+            "bfloat16",
+            "passthrough",
+        ):
+            graph = small_graph(name)
+            executable = backend.compile(device, graph, FP32)
+            assert executable.signature == graph.signature
+            inputs = example_inputs(graph)
+            outputs = executable.run(inputs)
+            for output, expected in zip(outputs, true_outputs(graph, inputs), strict=True):
+                assert output.dtype == expected.dtype
+                np.testing.assert_array_equal(output, expected)
+
+
+def test_worker_passes_the_error_on_when_the_backend_raises() -> None:
+    with WorkerBackend(fake()) as backend:
+        (device,) = backend.discover()
+        graph = small_graph("add")
+        with pytest.raises(TargetError):
+            backend.compile(device, graph, Configuration.of("fp32", {"nonsense": 1}))
+        executable = backend.compile(device, graph, FP32)
+        with pytest.raises(InputError):
+            executable.run([np.zeros((1, 1), np.float32)] * 2)
+        # It still works after errors.
+        assert len(executable.run(example_inputs(graph))) == 1
+
+
+def test_worker_keeps_earlier_outputs_when_it_runs_again() -> None:
+    with WorkerBackend(fake()) as backend:
+        graph = small_graph("add")
+        executable = backend.compile(backend.discover()[0], graph, FP32)
+        inputs = example_inputs(graph)
+        first = executable.run(inputs)[0]
+        kept = first.copy()
+        executable.run([array + 1 for array in inputs])
+        np.testing.assert_array_equal(first, kept)
+        target = np.empty_like(kept)
+        assert executable.run(inputs, [target])[0] is target
+        np.testing.assert_array_equal(target, kept)
+
+
+def test_worker_carries_large_tensors_when_the_arena_must_grow() -> None:
+    from hal.graph.model import Graph
+    from tests.unit.test_graph import model
+
+    graph = Graph.load(model(dims=(1 << 20, 4)))
+    with WorkerBackend(fake()) as backend:
+        executable = backend.compile(backend.discover()[0], graph, FP32)
+        inputs = np.random.default_rng(0).standard_normal((1 << 20, 4), np.float32)
+        np.testing.assert_array_equal(executable.run([inputs])[0], np.maximum(inputs, 0))
+        assert os.listdir(backend._process.folder) in ([], [f"out{1}"])
+
+
+def test_worker_offers_abilities_when_the_child_has_them() -> None:
+    with WorkerBackend(fake(telemetry={"power_mw": 7})) as backend:
+        (device,) = backend.discover()
+        telemetry, diagnosis = backend.ability(Telemetry), backend.ability(Diagnosis)
+        assert telemetry is not None
+        assert telemetry.telemetry(device) == {"power_mw": 7}
+        assert diagnosis is not None
+        assert diagnosis.diagnose()[0].message == "works"
+        graph = small_graph("chain")
+        executable = backend.compile(device, graph, FP32)
+        assert executable.ability(AsyncRun) is None  # does not cross the boundary
+        memory, placements = executable.ability(MemoryUse), executable.ability(Placements)
+        assert memory is not None
+        assert memory.memory_bytes() >= 0
+        assert placements is not None
+        assert placements.fallbacks() == ()
+        kernels = executable.ability(KernelTimes)
+        assert kernels is not None
+        assert len(kernels.kernel_runs(example_inputs(graph), 3).run_ns) == 3
+        blob = executable.ability(CompiledBlob)
+        assert blob is not None
+        again = backend.load_blob(device, blob.blob(), FP32)
+        np.testing.assert_array_equal(
+            again.run(example_inputs(graph))[0], executable.run(example_inputs(graph))[0]
+        )
+    with WorkerBackend(fake(abilities=[])) as bare:
+        assert bare.ability(Telemetry) is None
+        executable = bare.compile(bare.discover()[0], graph, FP32)
+        assert executable.ability(KernelTimes) is None
+
+
+def test_worker_says_how_it_ended_when_it_is_killed_between_calls() -> None:
+    with WorkerBackend(fake()) as backend:
+        os.kill(backend.pid, signal.SIGKILL)
+        with pytest.raises(
+            WorkerCrashed, match=r"its process was ended by SIGKILL while asked to discover devices"
+        ):
+            backend.discover()
+        with pytest.raises(
+            WorkerCrashed, match="cannot discover devices: its process was ended by SIGKILL earlier"
+        ):
+            backend.discover()
+
+
+def test_worker_is_stopped_when_it_passes_its_deadline() -> None:
+    ref = fake(fail=[{"at": "discover", "how": "hang"}])
+    with WorkerBackend(ref, deadlines=Deadlines(discover_ns=S)) as backend:
+        pid = backend.pid
+        with pytest.raises(WorkerTimeout, match=r"did not discover devices within 1.00 s and was stopped"):
+            backend.discover()
+        assert not psutil.pid_exists(pid)
+
+
+def test_worker_tells_last_words_when_the_child_wrote_any() -> None:
+    with pytest.raises(
+        WorkerCrashed, match=r"exited with status 3 while asked to open; its last words: goodbye"
+    ):
+        WorkerBackend(BackendRef("tests.unit.last_words:leave"))
+
+
+def test_worker_refuses_when_it_is_used_after_close() -> None:
+    backend = WorkerBackend(fake())
+    executable = backend.compile(backend.discover()[0], small_graph("add"), FP32)
+    executable.close()
+    executable.close()
+    with pytest.raises(BackendError, match="is closed; compile it again"):
+        executable.run([])
+    backend.close()
+    backend.close()
+    with pytest.raises(WorkerCrashed, match="it is closed"):
+        backend.discover()
+
+
+def test_worker_keeps_plugins_prints_away_from_stdout() -> None:
+    script = (
+        "from hal.worker import WorkerBackend\nfrom hal.backend import BackendRef\n"
+        "b = WorkerBackend(BackendRef('tests.unit.last_words:chatty')); print(len(b.discover())); b.close()"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout == "1\n"
+
+
+def test_worker_ends_when_its_parent_is_killed() -> None:
+    script = (
+        "from hal.worker import WorkerBackend\nfrom hal.backend import BackendRef\nimport os, signal\n"
+        f"b = WorkerBackend(BackendRef({FAKE!r})); print(b.pid, b._process.folder, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    pid, folder = result.stdout.split()
+    if psutil.pid_exists(int(pid)):
+        psutil.wait_procs([psutil.Process(int(pid))], timeout=10)
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+    assert not os.path.exists(folder)
+
+
+def test_worker_leaks_nothing_when_opened_many_times() -> None:
+    process = psutil.Process()
+    with WorkerBackend(fake()) as backend:
+        backend.discover()
+    before = process.num_fds()
+    for _ in range(5):
+        with WorkerBackend(fake()) as backend:
+            backend.discover()
+    assert process.num_fds() == before
