@@ -112,13 +112,13 @@ def verdict(bursts: Sequence[Sequence[int]], warm: WarmUp, policy: Policy) -> Ve
     if not warm.settled and len(samples) < policy.min_runs:
         reasons.append(
             f"only {len(samples)} runs fitted into the time limit "
-            f"(at least {policy.min_runs} wanted); give it more time"
+            f"(at least {policy.min_runs} wanted)"
         )
     uncertainty = _uncertainty(bursts)
     if uncertainty > policy.unstable_above:
         reasons.append(
-            f"the median is known to +-{uncertainty:.1%} only (95% interval over {len(bursts)} bursts); "
-            "something else uses this device: close it or measure longer"
+            f"the median is known to +-{uncertainty:.1%} only (95% interval over {len(bursts)} bursts): "
+            "something else uses this device"
         )
     medians = [stats.median(durations) for durations in bursts]
     half = len(medians) // 2

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import hal
 from hal import host, plugins
 from hal.backend import Target
+from hal.errors import TargetError
 from hal.graph.reference import ReferenceUnavailable, cached_reference
 from hal.profiling import environment
 from hal.profiling.discovery import Discovery, discover
@@ -66,25 +68,95 @@ def profile(
         InputError: Inputs or shapes do not fit.
         TargetError: No target fits.
     """
+    return _carry_out(
+        _prepare(model, inputs, shapes, targets, policy, deadlines, compiled, kernels, progress)
+    )
+
+
+def bench(
+    model: Any,
+    inputs: Any = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    targets: Sequence[str] | None = None,
+    baseline: str | None = None,
+    policy: Policy | None = None,
+    compiled: bool = False,
+    deadlines: Deadlines | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Compare targets by interleaved runs alone: a profile without kernels.
+
+    Args:
+        model: As for :func:`profile`.
+        inputs: As for :func:`profile`.
+        shapes: As for :func:`profile`.
+        targets: As for :func:`profile`.
+        baseline: Target that the ratios are taken against; None for the fastest right one.
+        policy: As for :func:`profile`.
+        compiled: As for :func:`profile`.
+        deadlines: As for :func:`profile`.
+        progress: As for :func:`profile`.
+
+    Raises:
+        ModelError: The model cannot be read.
+        InputError: Inputs or shapes do not fit.
+        TargetError: No target fits, or the baseline is not among them or could not be measured.
+    """
+    job = _prepare(model, inputs, shapes, targets, policy, deadlines, compiled, False, progress)
+    names = [str(target) for target in job.targets]
+    if baseline is not None and baseline not in names:
+        raise TargetError(f"baseline {baseline!r} is not among the targets; these are {', '.join(names)}")
+    record = _carry_out(job)
+    return record if baseline is None else rebase(record, baseline)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be measured, where and how."""
+
+    subject: Subject
+    discovery: Discovery
+    targets: Sequence[Target]
+    policy: Policy
+    deadlines: Deadlines | None
+    kernels: bool
+    progress: Progress
+
+
+def _prepare(
+    model: Any,
+    inputs: Any,
+    shapes: Mapping[str, Sequence[int]] | None,
+    targets: Sequence[str] | None,
+    policy: Policy | None,
+    deadlines: Deadlines | None,
+    compiled: bool,
+    kernels: bool,
+    progress: Progress | None,
+) -> _Job:
     progress = progress or Silent()
-    policy = policy or Policy()
     subject = resolve(model, inputs, shapes=shapes)
     discovery = discover(progress=progress, deadlines=deadlines)
     chosen = discovery.targets(targets, compiled=compiled)
-    reference, reference_note = _reference(subject, progress)
+    return _Job(subject, discovery, chosen, policy or Policy(), deadlines, kernels, progress)
+
+
+def _carry_out(job: _Job) -> Profile:
+    reference, reference_note = _reference(job.subject, job.progress)
     lanes: list[Lane] = []
     notes = [reference_note] if reference_note else []
-    groups = list(_groups(chosen, subject))
+    groups = list(_groups(job.targets, job.subject))
     if len(groups) > 1:
         notes.append(
             f"the targets were measured in {len(groups)} groups, because all at once would not fit into "
             f"{format_bytes(host.available_memory_bytes())} of memory; compare only within a group"
         )
     for number, group in enumerate(groups):
-        lanes += _measure(number, group, discovery, subject, reference, policy, deadlines, kernels, progress)
+        lanes += _measure(job, number, group, reference)
     notes += [
         f"{device.id} ({backend}) cannot be used: {scrub(device.unavailable)}"
-        for backend, device in discovery.devices
+        for backend, device in job.discovery.devices
         if device.unavailable
     ]
     records = tuple(lane.record() for lane in lanes)
@@ -92,10 +164,10 @@ def profile(
         schema_version=SCHEMA_VERSION,
         hal_version=hal.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=_model_info(subject),
-        environment=environment.describe(discovery.installed),
-        plugins=discovery.plugins,
-        devices=tuple(device for _, device in discovery.devices),
+        model=_model_info(job.subject),
+        environment=environment.describe(job.discovery.installed),
+        plugins=job.discovery.plugins,
+        devices=tuple(device for _, device in job.discovery.devices),
         targets=records,
         ratios=against_fastest(records),
         reference="onnx ReferenceEvaluator, heavy operators in float64" if reference is not None else "",
@@ -103,38 +175,16 @@ def profile(
     )
 
 
-def bench(model: Any, inputs: Any = None, *, baseline: str | None = None, **options: Any) -> Profile:
-    """Compare targets by interleaved runs alone; see :func:`profile` for the options.
-
-    Args:
-        model: As for :func:`profile`.
-        inputs: As for :func:`profile`.
-        baseline: Target that the ratios are taken against; None for the fastest right one.
-        options: As for :func:`profile`, without ``kernels``.
-
-    Raises:
-        TargetError: The baseline was not measured.
-    """
-    record = profile(model, inputs, kernels=False, **options)
-    return record if baseline is None else rebase(record, baseline)
-
-
 def _measure(
-    number: int,
-    group: Sequence[Target],
-    discovery: Discovery,
-    subject: Subject,
-    reference: Sequence[Array] | None,
-    policy: Policy,
-    deadlines: Deadlines | None,
-    kernels: bool,
-    progress: Progress,
+    job: _Job, number: int, group: Sequence[Target], reference: Sequence[Array] | None
 ) -> list[Lane]:
+    subject, progress = job.subject, job.progress
     with ExitStack() as stack:
         lanes = []
         for target in group:
             ref = plugins.reference(target.backend)
-            lane = Lane(ref, discovery.device(target), target, policy, deadlines, group=number)
+            device = job.discovery.device(target)
+            lane = Lane(ref, device, target, job.policy, job.deadlines, group=number)
             stack.callback(lane.close)
             lanes.append(lane)
         for n_done, lane in enumerate(lanes):
@@ -151,7 +201,7 @@ def _measure(
             for lane in lanes:
                 lane.score(subject.evaluation)
         for n_done, lane in enumerate(lanes):
-            if kernels:
+            if job.kernels:
                 progress.stage(f"timing kernels on {lane.target}")
                 progress.advance(n_done, len(lanes))
                 lane.time_kernels(subject)

@@ -1,0 +1,106 @@
+"""hal's end-to-end figure against the runtime called directly, in alternating child processes.
+
+For each model and target: bursts of hal's measuring loop (in a worker) and of the same runtime called by
+direct.py take turns. Prints medians, their difference, the ratio with its spread over rounds, and whether the
+difference is within 3% or 20 us, whichever is larger. Needs tests/models (make env).
+
+    python -m benchmarks.end_to_end [MODEL...] [--rounds 15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tests.models import MODELS
+
+from hal import host, plugins, stats
+from hal.backend import Device, Target
+from hal.errors import HalError
+from hal.profiling import discover
+from hal.profiling.sources import Subject, resolve
+from hal.sampling import Policy
+from hal.units import format_ns
+from hal.worker import WorkerBackend
+
+RUNTIMES = ("cpu", "openvino", "onnxruntime")
+POLICY = Policy()
+#: Without --models: one from each kind that runs everywhere, from tens of microseconds to tens of milliseconds.
+DEFAULT = ("demo:digits", "silero_vad_openvino", "ppocr_cls", "magika", "minilm", "ppocr_rec")
+
+
+def subject_of(name: str) -> Subject:
+    """A demo or one of tests/models with its real inputs."""
+    if name.startswith("demo:"):
+        return resolve(name)
+    return resolve(MODELS[name].path(), MODELS[name].inputs())
+
+
+def compare(subject: Subject, target: Target, device: Device, rounds: int, folder: Path) -> str:
+    """One line of the table."""
+    model = subject.graph.save(folder)
+    inputs = folder / "inputs.npz"
+    np.savez(inputs, **subject.named_inputs)
+    command = [sys.executable, str(Path(__file__).with_name("direct.py")), target.backend, str(model), str(inputs)]
+    command += [str(host.n_usable_cpus()), target.configuration.precision]
+    with (
+        WorkerBackend(plugins.reference(target.backend)) as backend,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as direct,
+    ):
+        executable = backend.compile(device, subject.graph, target.configuration)
+        executable.prepare(subject.inputs)
+        executable.warm_up(POLICY)
+        assert direct.stdin is not None and direct.stdout is not None
+        if direct.stdout.readline() != "ready\n":
+            return f"| {subject.graph.name} | {target} | the direct call failed | | | |"
+        ours: list[float] = []
+        theirs: list[float] = []
+        n_runs = len(executable.burst(POLICY))
+        for index in range(rounds + 1):
+            mine = executable.burst(POLICY)
+            direct.stdin.write(f"burst {n_runs}\n")
+            direct.stdin.flush()
+            other = json.loads(direct.stdout.readline())
+            if index:  # the first round warms the direct side up
+                ours.append(stats.median(mine))
+                theirs.append(stats.median(other))
+        direct.stdin.close()
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    difference_ns = stats.median([a - b for a, b in zip(ours, theirs, strict=True)])
+    within = abs(difference_ns) <= max(0.03 * stats.median(theirs), 20_000)
+    return (
+        f"| {subject.graph.name} | {target} | {format_ns(stats.median(ours))} | {format_ns(stats.median(theirs))} "
+        f"| {difference_ns / 1e3:+.1f} us | {stats.median(ratios):.3f} "
+        f"({stats.percentile(ratios, 10):.3f} to {stats.percentile(ratios, 90):.3f}) | {'yes' if within else 'NO'} |"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=DEFAULT)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    discovery = discover(RUNTIMES)
+    print("| model | target | hal | direct | difference | ratio (p10 to p90) | within 3% or 20 us |")
+    print("|---|---|---|---|---|---|---|")
+    for name in options.models:
+        subject = subject_of(name)
+        for target in discovery.targets():
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    line = compare(subject, target, discovery.device(target), options.rounds, Path(folder))
+                except HalError as error:
+                    line = f"| {name} | {target} | {error.message.splitlines()[0][:80]} | | | | |"
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Outputs of one run: a short summary, as JSON, and as an .npz file."""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from hal.cli.output import cell, line, table
+from hal.tensor import Array
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from hal.profiling import RunResult
+
+
+class Summary(NamedTuple):
+    """An output in short. Figures are None for strings, for empty outputs, and where not finite.
+
+    Attributes:
+        dtype: Element type.
+        shape: Sizes.
+        minimum: Least finite value.
+        mean: Mean of the finite values, computed in float64.
+        maximum: Greatest finite value.
+        largest_at: Index of the greatest value along all dimensions.
+        n_not_finite: NaN and infinities.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    minimum: float | None
+    mean: float | None
+    maximum: float | None
+    largest_at: tuple[int, ...] | None
+    n_not_finite: int
+
+
+def summarize(output: Array) -> Summary:
+    """Look at all values of an output."""
+    name = "string" if output.dtype.kind in "OSU" else output.dtype.name
+    nothing = Summary(name, tuple(output.shape), None, None, None, None, 0)
+    if name == "string" or output.dtype.kind == "c":
+        return nothing
+    values = output.astype(np.float64)
+    finite = np.isfinite(values)
+    n_not_finite = int(values.size - np.count_nonzero(finite))
+    if n_not_finite == values.size:  # empty outputs too
+        return nothing._replace(n_not_finite=n_not_finite)
+    kept = np.where(finite, values, -math.inf)
+    return Summary(
+        name,
+        tuple(output.shape),
+        float(values[finite].min()),
+        float(values[finite].mean()),
+        float(values[finite].max()),
+        tuple(int(i) for i in np.unravel_index(int(kept.argmax()), values.shape)),
+        n_not_finite,
+    )
+
+
+def run_text(result: RunResult) -> Iterator[RenderableType]:
+    """What ``hal run`` prints."""
+    yield line(f"ran on {result.target} ({result.chosen_because}); inputs: {result.inputs_from}", "bold")
+    made = table(
+        ("output", "text"),
+        ("type", "name"),
+        ("shape", "name"),
+        ("min", "number"),
+        ("mean", "number"),
+        ("max", "number"),
+        ("largest at", "name"),
+    )
+    damaged = []
+    for name, output in result.outputs.items():
+        found = summarize(output)
+        made.add_row(
+            cell(name, 60),
+            cell(found.dtype),
+            cell(_sizes(found.shape)),
+            *(cell(_number(value)) for value in (found.minimum, found.mean, found.maximum)),
+            cell("-" if found.largest_at is None else _sizes(found.largest_at)),
+        )
+        if found.n_not_finite:
+            damaged.append(
+                f"{cell(name, 60)} holds {found.n_not_finite} of {output.size} values that are not finite"
+            )
+    yield made
+    for text in damaged:
+        yield line(text, "yellow")
+
+
+def run_json(result: RunResult) -> str:
+    """What ``hal run --json`` prints."""
+    found = {
+        "target": result.target,
+        "chosen_because": result.chosen_because,
+        "inputs_from": result.inputs_from,
+        "outputs": {name: summarize(output)._asdict() for name, output in result.outputs.items()},
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
+def npz_writer(outputs: Mapping[str, Array]) -> Callable[[IO[bytes]], None]:
+    """A function that writes the outputs into an open file as ``numpy.load`` reads them.
+
+    numpy's files know no bfloat16 and no float8: those are written as float32, which holds all their values.
+    """
+
+    def write(file: IO[bytes]) -> None:
+        # numpy.savez takes names as keywords and so refuses an output that is called "file".
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, output in outputs.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, _storable(output), allow_pickle=False)
+
+    return write
+
+
+def _storable(output: Array) -> Array:
+    if output.dtype.kind == "O":
+        return output.astype(np.str_)
+    if output.dtype == ml_dtypes.bfloat16 or output.dtype.name.startswith("float8"):
+        return output.astype(np.float32)
+    return np.asarray(output)
+
+
+def _sizes(sizes: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, sizes))}]"
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None else f"{value:.6g}"
