@@ -10,6 +10,8 @@ from pathlib import Path
 
 #: Where Linux shows control groups; tests point it at a folder of their own.
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+#: Where Linux shows this process's own groups; likewise.
+OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
 def n_usable_cpus(cgroup_root: Path | None = None) -> int:
@@ -98,7 +100,7 @@ def _cpuinfo() -> list[tuple[str, str]]:
 def _cgroup_folders(root: Path) -> list[Path]:
     """The root and every group on the way down to this process's own (limits hold along the path)."""
     folders = [root, root / "cpu", root / "memory"]
-    for line in (_read(Path("/proc/self/cgroup")) or "").splitlines():
+    for line in (_read(OWN_CGROUPS) or "").splitlines():
         parts = line.split(":", 2)
         if len(parts) == 3 and parts[2] not in ("", "/") and ".." not in parts[2]:
             folder = root / parts[1].split(",")[0] if parts[1] else root

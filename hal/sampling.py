@@ -111,8 +111,7 @@ def verdict(bursts: Sequence[Sequence[int]], warm: WarmUp, policy: Policy) -> Ve
     reasons: list[str] = []
     if not warm.settled and len(samples) < policy.min_runs:
         reasons.append(
-            f"only {len(samples)} runs fitted into the time limit "
-            f"(at least {policy.min_runs} wanted)"
+            f"only {len(samples)} runs fitted into the time limit (at least {policy.min_runs} wanted)"
         )
     uncertainty = _uncertainty(bursts)
     if uncertainty > policy.unstable_above:

@@ -146,12 +146,12 @@ class _Imported:
         strides = None
         if tensor.strides:
             strides = tuple(tensor.strides[i] * dtype.itemsize for i in range(tensor.ndim))
-        # bfloat16 has no array-interface code: view the bits as an integer of the same width.
+        # bfloat16 has no array-interface code: its bits pass as an integer, and as_numpy views them.
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
             "strides": strides,
-            "typestr": f"<u{dtype.itemsize}",
+            "typestr": dtype.str if dtype.isbuiltin == 1 else f"<u{dtype.itemsize}",
             "data": ((tensor.data or 0) + tensor.byte_offset, False),
         }
         _api.PyCapsule_SetName(capsule, b"used_dltensor")

@@ -1,4 +1,4 @@
-"""Throwaway plugin distributions: real metadata and modules in a folder, seen by this process and its children."""
+"""Throwaway plugins: real metadata and modules in a folder, seen by this process and its children."""
 
 from __future__ import annotations
 

@@ -44,8 +44,9 @@ def check(
 
     ref = reference(name)
     with shown() as progress:
-        # One line per check: where native code takes the process down, the last one names the check.
-        results = testing.check(ref, lambda check_name: progress.stage(f"checking {name}: {check_name}"))
+        results = testing.check_isolated(
+            ref, lambda check_name: progress.stage(f"checking {name}: {check_name}")
+        )
     if json:
         emit(plugins_text.checks_json(results), sys.stdout)
     else:

@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 #: Time for the instrumented runs, and their least and greatest number.
 _KERNELS_NS, _KERNELS_MIN, _KERNELS_MAX = 500_000_000, 5, 100
+#: Durations of a burst that go into the record; more would make the file large and tell nothing new.
+_KEPT_PER_BURST = 50
 
 
 class Lane:
@@ -250,7 +252,7 @@ class Lane:
             interval_high_ns=round(interval.high),
             stable=judged.stable,
             reason=judged.reason,
-            bursts_ns=tuple(tuple(durations) for durations in bursts),
+            bursts_ns=tuple(_thinned(durations) for durations in bursts),
             group=self._group,
         )
 
@@ -277,3 +279,8 @@ class Lane:
         if self._backend is None:
             raise BackendError(f"{self.target} has no process; start it first")
         return self._backend
+
+
+def _thinned(durations: Sequence[int]) -> tuple[int, ...]:
+    step = -(-len(durations) // _KEPT_PER_BURST)
+    return tuple(durations[::step])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -42,10 +42,10 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], Any], *, force: boo
         StorageError: The disk is full or the folder cannot be written.
     """
     check_free(path, force=force)
-    temporary: str | None = None
+    # Not tempfile.mkstemp: its files can be read by their owner only, and the mode would stay.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -65,12 +65,11 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], Any], *, force: boo
             "Free some space or name another folder"
         ) from error
     finally:
-        if temporary is not None:
-            with contextlib.suppress(FileNotFoundError):  # already moved to its place
-                os.unlink(temporary)
+        with contextlib.suppress(OSError):  # already moved to its place, or never made
+            temporary.unlink()
 
 
-def _link(temporary: str, path: Path) -> None:
+def _link(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -24,7 +24,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
         interval_high_ns: Upper end.
         stable: Whether the figures can be trusted.
         reason: Why not.
-        bursts_ns: Every duration, burst by burst; burst i of each target of a group ran in round i.
+        bursts_ns: Durations burst by burst, evenly thinned to 50 a burst where there were more; burst i
+            of each target of a group ran in round i.
         group: Targets with the same number ran in turn; only these may be compared.
     """
 

@@ -208,6 +208,8 @@ class Signature(msgspec.Struct, frozen=True):
 
 
 def _write(value: OptionValue) -> str:
+    if isinstance(value, float):
+        return str(value).replace("e+", "e")  # a plus sign begins the next option
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-import numpy as np
 
 from hal.backend import (
     Backend,
@@ -27,7 +26,7 @@ from hal.backend import (
 )
 from hal.errors import BackendError
 from hal.sampling import Policy, WarmUp
-from hal.tensor import as_numpy
+from hal.tensor import as_numpy, deliver, host_inputs
 from hal.worker import messages
 from hal.worker.arena import Reader, Writer
 from hal.worker.process import Process
@@ -202,12 +201,8 @@ class WorkerExecutable(Executable):
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         """See :class:`hal.backend.Executable`."""
         self._check_open()
-        results = self._exchange(messages.Run, inputs, messages.Tensors, "run")
-        if outputs is None:
-            return list(results)
-        for given, result in zip(outputs, results, strict=True):
-            np.copyto(as_numpy(given), result)
-        return outputs
+        arrays = host_inputs(self._signature.inputs, inputs)
+        return deliver(self._exchange(messages.Run, arrays, messages.Tensors, "run"), outputs)
 
     def timed_run(self, inputs: Sequence[Tensor]) -> int:
         """See :class:`hal.backend.DeviceTime`."""

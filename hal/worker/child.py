@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal import backend as contract
 from hal.backend import Backend, Executable
-from hal.errors import BackendError, HalError
+from hal.errors import BackendError, ContractViolation, HalError
 from hal.plugins import open_backend
 from hal.tensor import Array, as_numpy
 from hal.trace import enable_from_environment
@@ -82,11 +82,21 @@ class Server:
         request = messages.decode_request(data)
         # Whatever a plugin raises, the parent must hear of it: this is the plugin boundary.
         try:
-            return messages.answer(self._handlers[type(request)](request))
+            result = self._handlers[type(request)](request)
         except HalError as error:
             return messages.failure(error)
         except Exception as error:  # noqa: BLE001
             return messages.failure(error)
+        try:
+            return messages.answer(result)
+        except (TypeError, ValueError, OverflowError) as error:
+            step = type(request).__name__.lower()
+            return messages.failure(
+                ContractViolation(
+                    f"backend {self.backend.name!r} answered {step!r} with something that is not plain data: "
+                    f"{error}; expected the types of hal.backend, with built-in values"
+                )
+            )
 
     def _open(self, request: messages.Open) -> messages.Opened:
         self._backend = open_backend(request.ref)

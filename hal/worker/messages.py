@@ -8,7 +8,7 @@ import msgspec
 
 from hal import errors
 from hal.backend import BackendRef, Configuration, Device, Signature
-from hal.errors import BackendError, HalError
+from hal.errors import BackendError, ContractViolation, HalError
 from hal.sampling import Policy
 
 R = TypeVar("R")
@@ -249,9 +249,15 @@ def unpack(data: bytes, kind: Any) -> Any:
 
     Raises:
         HalError: The error the child met, as the same class.
+        ContractViolation: The backend's answer is not of this kind.
     """
     received = _answers.decode(data)
     if received.error:
         error_type = getattr(errors, received.error, BackendError)
         raise error_type(received.message)
-    return msgspec.msgpack.decode(received.result, type=kind)
+    try:
+        return msgspec.msgpack.decode(received.result, type=kind)
+    except msgspec.ValidationError as error:
+        raise ContractViolation(
+            f"the backend answered with a wrong type: {error}; expected {getattr(kind, '__name__', kind)}"
+        ) from error

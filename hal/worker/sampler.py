@@ -30,6 +30,7 @@ class Sampler:
 
     def warm_up(self, policy: sampling.Policy) -> sampling.WarmUp:
         """Run until the durations settle."""
+        gc.collect()  # once: bursts follow each other closely
         with _no_collection():
             return sampling.warm_up(self._timed, policy)
 
@@ -48,7 +49,6 @@ class Sampler:
 def _no_collection() -> Iterator[None]:
     # A collection in the middle of a run would be charged to the model. Source: timeit does so too.
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -16,6 +16,16 @@ def leave() -> NoReturn:
     os._exit(3)
 
 
+class Untyped(FakeBackend):
+    """Answers with what is not plain data, and with plain data of a wrong type."""
+
+    def discover(self):  # type: ignore[no-untyped-def]
+        return [object()]
+
+    def options(self, device):  # type: ignore[no-untyped-def]
+        return ["threads"]
+
+
 def chatty() -> Backend:
     os.write(1, b"hello from native code\n")
     print("hello from Python")

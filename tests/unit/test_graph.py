@@ -148,10 +148,10 @@ def test_load_names_versions_when_the_opset_is_too_new() -> None:
 
 def test_load_names_the_operator_when_no_version_has_it() -> None:
     with pytest.raises(
-        ModelError, match="operator 'Wonder' is not in the ai.onnx domain of any known version"
+        ModelError, match=r"operator 'Wonder' is not in the ai.onnx domain of any known version"
     ):
         Graph.load(model(op="Wonder"))
-    with pytest.raises(ModelError, match="operator 'Gelu' does not exist in ai.onnx version 11"):
+    with pytest.raises(ModelError, match=r"operator 'Gelu' does not exist in ai.onnx version 11"):
         Graph.load(model(op="Gelu", opset=11))
 
 

@@ -31,7 +31,8 @@ def test_command_line_loads_no_framework_when_asked_for_help(command: str) -> No
         f"import sys; sys.argv = ['hal', {command!r}]\n"
         "from hal.cli import main\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'onnxruntime', 'openvino', 'onnx', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+        "frameworks = {'torch', 'onnxruntime', 'openvino', 'onnx', 'numpy'}\n"
+        "print(sorted(frameworks & set(sys.modules)), file=sys.stderr)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stderr.strip().splitlines()[-1] == "[]"
@@ -61,7 +62,7 @@ def test_installed_names_the_stranger_when_hal_plugins_lists_one(
     plugins.add_fake("one")
     monkeypatch.setenv("HAL_PLUGINS", "one,three")
     with pytest.raises(
-        PluginLoadError, match="HAL_PLUGINS names 'three', not installed; installed are .*one"
+        PluginLoadError, match=r"HAL_PLUGINS names 'three', not installed; installed are .*one"
     ):
         registry.installed()
 

@@ -14,13 +14,14 @@ from hal.backend import (
     BackendRef,
     CompiledBlob,
     Configuration,
+    Device,
     Diagnosis,
     KernelTimes,
     MemoryUse,
     Placements,
     Telemetry,
 )
-from hal.errors import BackendError, InputError, TargetError, WorkerCrashed, WorkerTimeout
+from hal.errors import BackendError, ContractViolation, InputError, TargetError, WorkerCrashed, WorkerTimeout
 from hal.testing import example_inputs, small_graph, true_outputs
 from hal.worker import Deadlines, WorkerBackend
 
@@ -146,6 +147,18 @@ def test_worker_is_stopped_when_it_passes_its_deadline() -> None:
         with pytest.raises(WorkerTimeout, match=r"did not discover devices within 1.00 s and was stopped"):
             backend.discover()
         assert not psutil.pid_exists(pid)
+
+
+def test_worker_names_the_violation_when_a_backend_answers_with_wrong_types() -> None:
+    with WorkerBackend(BackendRef("tests.unit.last_words:Untyped")) as backend:
+        with pytest.raises(
+            ContractViolation, match="answered 'discover' with something that is not plain data"
+        ):
+            backend.discover()
+        with pytest.raises(
+            ContractViolation, match="answered with a wrong type: Expected `object`, got `str`"
+        ):
+            backend.options(Device(id="cpu:0", name="x", kind="cpu", silicon="x", memory_pool="x"))
 
 
 def test_worker_tells_last_words_when_the_child_wrote_any() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -28,7 +28,7 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
         note: What a reader should know about its precisions.
         then: Providers tried before the CPU for nodes that this one leaves.
         counts: Whether it takes ``device_id``, so that several devices can be told apart.
-        environment: Variables that must be set before its library loads, per precision.
+        needs: Variables that must have a value for a precision to be honest.
     """
 
     name: str
@@ -39,19 +39,25 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True):
     note: str = ""
     then: tuple[str, ...] = ()
     counts: bool = False
-    environment: dict[str, dict[str, str]] = {}
+    needs: dict[str, dict[str, str]] = {}
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """What ``compile`` accepts, best first."""
-        return tuple(self.options)
+        return tuple(
+            precision
+            for precision in self.options
+            if all(os.environ.get(name) == value for name, value in self.needs.get(precision, {}).items())
+        )
 
-    def session_list(self, precision: str, index: int, available: list[str]) -> list[tuple[str, dict[str, str]]]:
+    def session_list(
+        self, precision: str, index: int, available: list[str]
+    ) -> list[tuple[str, dict[str, str]]]:
         """Providers and options for a session, in order of precedence."""
         listed = []
         for name in (self.name, *(name for name in self.then if name in available)):
             provider = self if name == self.name else provider_of(name)
-            options = dict(provider.options.get(precision) or provider.options["fp32"])
+            options = dict(provider.options.get(precision) or next(iter(provider.options.values())))
             if provider.counts:
                 options["device_id"] = str(index)
             listed.append((name, options))
@@ -94,9 +100,10 @@ _KNOWN = (
         },
         then=("CUDAExecutionProvider",),
         counts=True,
-        # TensorRT has no provider option for TF32; NVIDIA's libraries read this one.
-        # Source: NVIDIA documentation, "NVIDIA_TF32_OVERRIDE".
-        environment={"fp32": {"NVIDIA_TF32_OVERRIDE": "0"}},
+        # TensorRT has no provider option for TF32; NVIDIA's libraries read this variable when they load.
+        # Source: NVIDIA, "Accelerating AI Training with TF32 Tensor Cores", NVIDIA_TF32_OVERRIDE.
+        needs={"fp32": {"NVIDIA_TF32_OVERRIDE": "0"}},
+        note="fp32 needs NVIDIA_TF32_OVERRIDE=0 in the environment: TensorRT computes it in TF32 otherwise",
     ),
     Provider(
         name="OpenVINOExecutionProvider",
@@ -160,20 +167,24 @@ _KNOWN = (
         note=_CONVERT,
     ),
     Provider(name="DnnlExecutionProvider", short="dnnl", device="cpu", kind="cpu", options={"fp32": {}}),
-    Provider(name="XnnpackExecutionProvider", short="xnnpack", device="cpu", kind="cpu", options={"fp32": {}}),
+    Provider(
+        name="XnnpackExecutionProvider", short="xnnpack", device="cpu", kind="cpu", options={"fp32": {}}
+    ),
 )
 _BY_NAME = {provider.name: provider for provider in _KNOWN}
+_BY_SHORT = {provider.short: provider for provider in _KNOWN}
 
 
 def provider_of(name: str, kind: str = "other") -> Provider:
     """What is known of a provider, or what can be said of a stranger's.
 
     Args:
-        name: As ONNX Runtime calls it.
+        name: As ONNX Runtime calls it, or its short name.
         kind: Kind of the hardware it sits on, used for strangers only.
     """
-    if name in _BY_NAME:
-        return _BY_NAME[name]
+    known = _BY_NAME.get(name) or _BY_SHORT.get(name)
+    if known is not None:
+        return known
     short = re.sub(r"(plugin)?executionprovider$", "", name.lower())
     return Provider(
         name=name,
@@ -189,8 +200,3 @@ def hardware_kind(ep_device: Any) -> str:
     """``cpu``, ``gpu``, ``npu`` or ``other`` of an ``OrtEpDevice``."""
     name = str(ep_device.device.type).rsplit(".", 1)[-1].lower()
     return name if name in ("cpu", "gpu", "npu") else "other"
-
-
-def pinned_environment(provider: Provider, precision: str) -> Mapping[str, str]:
-    """Variables to set before the provider's library loads."""
-    return provider.environment.get(precision, {})

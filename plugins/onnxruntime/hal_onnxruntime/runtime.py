@@ -28,7 +28,7 @@ INSTALL = (
 OLDEST = (1, 24)
 
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][\w.+~@-]+)+[/\\]([\w.+~@-]+)")
-_SOURCE_LINE = re.compile(r"^\S+\.(?:cc|h|cpp|hpp|cu)(?::\d+)?\s+.*?\)(?:\s*const)?\s+(?=\S)")
+_SOURCE_LINE = re.compile(r"\S+\.(?:cc|h|cpp|hpp|cu):\d+ (?:[^()\[]*\([^()]*\))?(?: const)? ?")
 _PREFIX = re.compile(r"^\s*\[ONNXRuntimeError\] : -?\d+ : \w+ : ")
 _LOG_HEAD = re.compile(r"(?:\x1b\[[0-9;]*m|^\S+ \S+ \[[VIWEF]:onnxruntime:[^\]]*\] )", re.MULTILINE)
 
@@ -43,7 +43,9 @@ def onnxruntime() -> Any:
     try:
         import onnxruntime as package
     except ImportError as error:
-        raise BackendError(f"the Python package onnxruntime cannot be loaded ({tidy(error)}); {INSTALL}") from error
+        raise BackendError(
+            f"the Python package onnxruntime cannot be loaded ({tidy(error)}); {INSTALL}"
+        ) from error
     version = tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:2])
     if version < OLDEST:
         raise BackendError(
@@ -68,7 +70,7 @@ def tidy(error: object) -> str:
     if "with error: " in line:
         line = line.rsplit("with error: ", 1)[1]
     line = _SOURCE_LINE.sub("", _PREFIX.sub("", line))
-    line = _PATH.sub(r"\1", _PREFIX.sub("", line))
+    line = _PATH.sub(r"\1", _PREFIX.sub("", line.lstrip()))
     return line.strip().removesuffix(".")
 
 

@@ -18,10 +18,8 @@ from hal.graph.model import Graph
 
 #: A token, and what a transformation may have appended to it (``_flatten_reshape``, ``/transpose_b``).
 TOKEN = re.compile(r"hal(\d+)(?!\d)")
-#: Nodes that only rename or reinterpret a tensor: without a kernel of their own they cost nothing.
-_VIEWS = frozenset({"Identity", "Dropout", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Expand"})
-_RANDOM = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli"})
-_CONTROL = frozenset({"If", "Loop", "Scan"})
+# Operations whose result differs from run to run.
+_RANDOM = ("Random", "Multinomial")
 
 
 class Atlas(msgspec.Struct, frozen=True):
@@ -30,16 +28,16 @@ class Atlas(msgspec.Struct, frozen=True):
     Attributes:
         names: By token number: the name that OpenVINO's reader gave the operation.
         owners: By token number: the ONNX nodes whose result it computes.
-        consumers: By node, in the order of the graph: the nodes that read its outputs.
-        constant: Nodes that depend on no input of the graph, only on weights and static shapes.
-        views: Nodes that only rename or reinterpret a tensor.
+        operators: By node, in the order of the graph: its operator.
+        consumers: By node: the nodes that read its outputs.
+        constant: Nodes whose result is known while compiling, or which OpenVINO's reader left out.
     """
 
     names: tuple[str, ...]
     owners: tuple[tuple[str, ...], ...]
+    operators: dict[str, str]
     consumers: dict[str, tuple[str, ...]]
     constant: frozenset[str]
-    views: frozenset[str]
 
     def owners_of(self, name: str) -> tuple[str, ...]:
         """ONNX nodes behind a name that OpenVINO reports; empty where it is OpenVINO's own."""
@@ -84,6 +82,7 @@ def draw(graph: Graph, model: Any) -> Atlas:
     """Give every operation of a freshly read OpenVINO model its token, and note what it stands for."""
     operations = list(model.get_ordered_ops())
     owned = owners(graph, operations)
+    constant = _constant(graph, operations, owned)
     names: list[str] = []
     of_token: list[tuple[str, ...]] = []
 
@@ -100,9 +99,9 @@ def draw(graph: Graph, model: Any) -> Atlas:
     return Atlas(
         names=tuple(names),
         owners=tuple(of_token),
+        operators={name: operator(node) for name, node in graph.nodes.items()},
         consumers=_consumers(graph),
-        constant=_constant(graph),
-        views=frozenset(name for name, node in graph.nodes.items() if node.op_type in _VIEWS),
+        constant=constant,
     )
 
 
@@ -143,7 +142,7 @@ def _inside(node: ir.Node) -> Iterable[ir.Node]:
                 yield from body.all_nodes()
 
 
-def _reads(node: ir.Node) -> Iterable[ir.Value]:
+def reads(node: ir.Node) -> Iterable[ir.Value]:
     """What a node reads, from outside its subgraphs too."""
     yield from (value for value in node.inputs if value is not None)
     for inner in _inside(node):
@@ -154,23 +153,27 @@ def _consumers(graph: Graph) -> dict[str, tuple[str, ...]]:
     producers = {id(value): name for name, node in graph.nodes.items() for value in node.outputs}
     found: dict[str, dict[str, None]] = {name: {} for name in graph.nodes}
     for name, node in graph.nodes.items():
-        for value in _reads(node):
+        for value in reads(node):
             producer = producers.get(id(value))
             if producer is not None:
                 found[producer][name] = None
     return {name: tuple(readers) for name, readers in found.items()}
 
 
-def _constant(graph: Graph) -> frozenset[str]:
-    known = {id(value) for value in graph.model.graph.initializers.values()}
-    found: set[str] = set()
-    for name, node in graph.nodes.items():
-        if node.op_type in _RANDOM or node.op_type in _CONTROL:
-            continue
-        told_by_shape = node.op_type in ("Shape", "Size") and all(
-            value is not None and value.shape is not None and value.shape.is_static() for value in node.inputs
+def _constant(graph: Graph, operations: list[Any], owned: dict[str, tuple[str, ...]]) -> frozenset[str]:
+    """Nodes all of whose operations depend on weights and known shapes only."""
+    known: set[str] = set()
+    varies: set[str] = set()
+    for operation in operations:
+        friendly, kind = operation.get_friendly_name(), operation.get_type_name()
+        sources = [port.get_source_output() for port in operation.inputs()]
+        fixed = (
+            all(source.get_partial_shape().is_static for source in sources)
+            if kind == "ShapeOf"
+            else bool(sources) and all(source.get_node().get_friendly_name() in known for source in sources)
         )
-        if told_by_shape or all(id(value) in known for value in _reads(node)):
-            found.add(name)
-            known.update(id(value) for value in node.outputs)
-    return frozenset(found)
+        if kind == "Constant" or (fixed and not kind.startswith(_RANDOM)):
+            known.add(friendly)
+        else:
+            varies.update(owned[friendly])
+    return frozenset(name for name in graph.nodes if name not in varies)

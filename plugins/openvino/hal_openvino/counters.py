@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 _NS_PER_US = 1000
@@ -31,9 +32,9 @@ def durations_from_averages(averages_us: Sequence[int]) -> list[int]:
     for k in range(1, n_runs + 1):  # totals never fall
         low[k] = max(low[k], low[k - 1])
     for k in range(n_runs - 1, 0, -1):
-        high[k] = max(low[k], min(high[k], high[k + 1]))
-    totals = _taut_string(low, [max(pair) for pair in zip(low, high, strict=True)])
-    return [round((after - before) * _NS_PER_US) for before, after in zip(totals, totals[1:], strict=False)]
+        high[k] = min(high[k], high[k + 1])
+    totals = _taut_string(low, high)
+    return [round((after - before) * _NS_PER_US) for before, after in itertools.pairwise(totals)]
 
 
 def durations_from_runs(readings_us: Sequence[int]) -> list[int]:

@@ -7,13 +7,12 @@ from typing import Any
 
 from hal import host
 from hal.backend import Device, OptionValue
-from hal.errors import BackendError
-
+from hal.errors import BackendError, TargetError
 from hal_openvino.failures import summary
 
 _KINDS = {"CPU": "cpu", "GPU": "gpu", "NPU": "npu"}
-# OpenVINO's own words for the formats a device computes in, slowest first.
-_CAPABILITIES = (("BF16", "bf16"), ("FP16", "fp16"))
+# OpenVINO's own words for the formats a device computes in, most exact first.
+_CAPABILITIES = (("FP32", "fp32"), ("BF16", "bf16"), ("FP16", "fp16"))
 
 
 def discover(core: Any) -> list[Device]:
@@ -33,8 +32,15 @@ def discover(core: Any) -> list[Device]:
 
 
 def openvino_name(device: Device) -> str:
-    """OpenVINO's name of a device that :func:`discover` returned."""
-    return str(device.properties["openvino_device"])
+    """OpenVINO's name of a device that :func:`discover` returned.
+
+    Raises:
+        TargetError: It is another backend's device.
+    """
+    name = device.properties.get("openvino_device")
+    if not name:
+        raise TargetError(f"{device.id} ({device.name}) is not openvino's; expected one of its discover()")
+    return str(name)
 
 
 def supported_properties(core: Any, name: str) -> tuple[str, ...]:
@@ -49,7 +55,8 @@ def _describe(core: Any, name: str) -> Device:
     identity = f"{word}:{int(index) if index.isdigit() else 0}"
     told = _told(core, name)
     capabilities = tuple(told.get("OPTIMIZATION_CAPABILITIES", ()))
-    precisions = ("fp32", *(ours for theirs, ours in _CAPABILITIES if theirs in capabilities))
+    # An NPU that lists FP16 alone would compute fp32 models in fp16, so fp32 is not promised for it.
+    precisions = tuple(ours for theirs, ours in _CAPABILITIES if theirs in capabilities) or ("fp32",)
     silicon = _silicon(told, identity)
     shares_host = family == "cpu" or str(told.get("DEVICE_TYPE", "")).endswith("INTEGRATED")
     return Device(

@@ -57,8 +57,8 @@ class ReadFailure:
         self.by_name: dict[str, str] = {}
         self.by_op: dict[str, str] = {}
         heads = [*_DETAIL.finditer(text)]
-        for head, following in zip(heads, [*heads[1:], None], strict=True):
-            end = following.start() if following else _end_of_details(text)
+        ends = [*(head.start() for head in heads[1:]), _end_of_details(text)]
+        for head, end in zip(heads, ends, strict=False):  # no heads: one end too many
             detail = text[head.end() : end]
             reason = _last_line(detail)
             named = _NAMED.search(detail)

@@ -123,14 +123,13 @@ def properties(
     """
     n_streams = settings.streams or (1 if settings.hint == "latency" else 0)
     element = ELEMENT_TYPES[settings.precision]
-    cache_element = element if settings.precision != "fp32" else "f32"
     wanted: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": element,
         "EXECUTION_MODE_HINT": "ACCURACY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
-        "KV_CACHE_PRECISION": cache_element,
-        "KEY_CACHE_PRECISION": cache_element,
-        "VALUE_CACHE_PRECISION": cache_element,
+        "KV_CACHE_PRECISION": element,
+        "KEY_CACHE_PRECISION": element,
+        "VALUE_CACHE_PRECISION": element,
         "CPU_DENORMALS_OPTIMIZATION": False,
         "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 1.0,
         "PERFORMANCE_HINT": settings.hint.upper(),

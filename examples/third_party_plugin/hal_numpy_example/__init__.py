@@ -1,0 +1,1 @@
+"""An example of a hal plugin; see plugin.py."""
