@@ -1,0 +1,1 @@
+"""Scripts that measure; docs/benchmarks.md holds what they printed. Nothing here passes or fails."""

@@ -17,7 +17,6 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from tests.models import MODELS
 
 from hal import host, plugins, stats
 from hal.backend import Device, Target
@@ -27,10 +26,11 @@ from hal.profiling.sources import Subject, resolve
 from hal.sampling import Policy
 from hal.units import format_ns
 from hal.worker import WorkerBackend
+from tests.models import MODELS
 
 RUNTIMES = ("cpu", "openvino", "onnxruntime")
 POLICY = Policy()
-#: Without --models: one from each kind that runs everywhere, from tens of microseconds to tens of milliseconds.
+#: Where none is named: models that run everywhere, from tens of microseconds to tens of milliseconds.
 DEFAULT = ("demo:digits", "silero_vad_openvino", "ppocr_cls", "magika", "minilm", "ppocr_rec")
 
 
@@ -45,8 +45,14 @@ def compare(subject: Subject, target: Target, device: Device, rounds: int, folde
     """One line of the table."""
     model = subject.graph.save(folder)
     inputs = folder / "inputs.npz"
-    np.savez(inputs, **subject.named_inputs)
-    command = [sys.executable, str(Path(__file__).with_name("direct.py")), target.backend, str(model), str(inputs)]
+    np.savez(inputs, **subject.named_inputs)  # type: ignore[arg-type]  # names are the model's
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("direct.py")),
+        target.backend,
+        str(model),
+        str(inputs),
+    ]
     command += [str(host.n_usable_cpus()), target.configuration.precision]
     with (
         WorkerBackend(plugins.reference(target.backend)) as backend,
@@ -57,7 +63,8 @@ def compare(subject: Subject, target: Target, device: Device, rounds: int, folde
         executable = backend.compile(device, subject.graph, target.configuration)
         executable.prepare(subject.inputs)
         executable.warm_up(POLICY)
-        assert direct.stdin is not None and direct.stdout is not None
+        assert direct.stdin is not None
+        assert direct.stdout is not None
         if direct.stdout.readline() != "ready\n":
             return f"| {subject.graph.name} | {target} | the direct call failed | | | |"
         ours: list[float] = []
@@ -75,16 +82,23 @@ def compare(subject: Subject, target: Target, device: Device, rounds: int, folde
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     difference_ns = stats.median([a - b for a, b in zip(ours, theirs, strict=True)])
     within = abs(difference_ns) <= max(0.03 * stats.median(theirs), 20_000)
-    return (
-        f"| {subject.graph.name} | {target} | {format_ns(stats.median(ours))} | {format_ns(stats.median(theirs))} "
-        f"| {difference_ns / 1e3:+.1f} us | {stats.median(ratios):.3f} "
-        f"({stats.percentile(ratios, 10):.3f} to {stats.percentile(ratios, 90):.3f}) | {'yes' if within else 'NO'} |"
+    cells = (
+        subject.graph.name,
+        str(target),
+        format_ns(stats.median(ours)),
+        format_ns(stats.median(theirs)),
+        f"{difference_ns / 1e3:+.1f} us",
+        f"{stats.median(ratios):.3f} ({stats.percentile(ratios, 10):.3f} to {stats.percentile(ratios, 90):.3f})",
+        "yes" if within else "NO",
     )
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("models", nargs="*", default=DEFAULT)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()

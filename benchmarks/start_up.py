@@ -1,6 +1,6 @@
 """Time of ``import hal`` (goal: 60 ms) and ``hal --version`` (goal: 0.25 s), in fresh processes.
 
-    python -m benchmarks.start_up
+python -m benchmarks.start_up
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main() -> None:
     hal_command = str(Path(sys.executable).with_name("hal"))
     script = "import time; t = time.perf_counter_ns(); import hal; print(time.perf_counter_ns() - t)"
     imports = [
-        float(subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout)
+        float(
+            subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+        )
         for _ in range(REPEATS)
     ]
     rows = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -80,8 +79,6 @@ class WorkerBackend(Backend):
             raise
         self.name, self.api_version = opened.name, opened.api_version
         self._abilities = frozenset(opened.abilities)
-        #: From starting the process to the backend being open.
-        self.start_ns = time.perf_counter_ns() - self._process.started_ns
 
     @property
     def pid(self) -> int:

@@ -43,7 +43,6 @@ class Process:
         self.what = what
         self.folder = make_folder()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
-        self.started_ns = time.perf_counter_ns()
         ours, theirs = socket.socketpair()
         # The write end stays with us; the child reads it only to learn that we are gone.
         lifeline_theirs, self._lifeline = os.pipe()

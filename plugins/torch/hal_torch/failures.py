@@ -23,7 +23,7 @@ def reason(error: BaseException) -> str:
     while inner is not None:
         error, inner = inner, getattr(inner, "inner_exception", None)
     lines = [line.strip() for line in str(error).splitlines() if not _NOISE.match(line)]
-    told = [line for line in lines if re.search(r"\b(?:fatal )?error:", line)] or lines[:1]
+    told = [line for line in lines if re.search(r"\berror: \S", line)] or lines[:1]
     text = "\n".join(_FOLDER.sub("", line) for line in told[:_MAX_LINES])
     kind = type(error).__name__
     return f"{kind}: {text}" if text and kind not in text else text or kind

@@ -22,6 +22,9 @@ def forbid_reduced_fp32() -> None:
     """
     backends = torch.backends
     torch.set_float32_matmul_precision("highest")
+    # PyTorch refuses to read the older settings where they contradict the newer: write both.
+    backends.cuda.matmul.allow_tf32 = False
+    backends.cudnn.allow_tf32 = False
     for operation in (
         backends.mkldnn.matmul,
         backends.mkldnn.conv,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hal.backend import Configuration, Device, OptionSpec, Support
 from hal.errors import BackendError, TargetError, problems
-from hal.graph import Graph
+from hal.graph.model import Graph
 
 #: How the module is run; the same on every device.
 MODE = OptionSpec(
@@ -27,11 +27,11 @@ def capability(device: Device, graph: Graph, precision: str) -> dict[str, Suppor
         )
         return {name: Support(False, reason) for name in graph.nodes}
     from hal_torch.bridge import refusals
+    from hal_torch.environment import environment_kept
 
-    refused = refusals(graph.model)
-    return {
-        name: Support(False, refused[name]) if name in refused else Support(True) for name in graph.nodes
-    }
+    with environment_kept():
+        refused = refusals(graph.model)
+    return {name: Support(False, refused[name]) if name in refused else Support(True) for name in graph.nodes}
 
 
 def check(backend: str, device: Device, specs: Sequence[OptionSpec], configuration: Configuration) -> None:

@@ -45,7 +45,7 @@ def as_torch(tensor: Any) -> torch.Tensor:
 
 
 def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
-    if any(stride < 0 for stride in array.strides):
+    if not array.flags.c_contiguous and any(stride < 0 for stride in array.strides):
         array = np.ascontiguousarray(array)
     if array.dtype.isbuiltin != 1:  # a type of ml_dtypes, which numpy's own DLPack export refuses
         return torch.from_dlpack(HostTensor(array))
@@ -76,14 +76,15 @@ class Borrowed:
             raise InputError(self._wrong_count(tensors))
         given: list[torch.Tensor] = []
         found: list[str] = []
-        for index, (dtype, shape) in enumerate(self._wanted):
-            spec = self._specs[index]
+        for spec, (dtype, shape), candidate in zip(self._specs, self._wanted, tensors, strict=True):
             try:
-                tensor = as_torch(tensors[index])
+                tensor = as_torch(candidate)
             except InputError as error:
                 found.append(f"input {spec.name!r}: {error}")
                 continue
-            if tensor.dtype is not dtype or tensor.shape != shape:
+            if tensor.dtype is dtype and tensor.shape == shape and tensor.device == self._device:
+                given.append(tensor if tensor.is_contiguous() else tensor.contiguous())
+            elif tensor.dtype is not dtype or tensor.shape != shape:
                 found.append(f"input {spec.name!r} is {_describe(tensor)}; expected {spec}")
             elif tensor.device.type != "cpu" and tensor.device != self._device:
                 found.append(
@@ -104,21 +105,27 @@ class Borrowed:
 
 
 def owned(
-    answers: Sequence[torch.Tensor], dtypes: Sequence[torch.dtype], borrowed: Collection[int]
+    answers: Sequence[torch.Tensor],
+    dtypes: Sequence[torch.dtype],
+    inputs: Sequence[torch.Tensor],
+    constants: Collection[int],
 ) -> list[torch.Tensor]:
     """Answers in the types of the signature, contiguous, sharing memory with nothing else.
 
     Args:
         answers: What the model returned.
         dtypes: The types wanted, by position.
-        borrowed: Addresses of the storages of inputs and constants, which the caller must not get.
+        inputs: What the model was given, which an answer may be a view of.
+        constants: Addresses of the storages of its weights, which an answer may be a view of too.
     """
-    taken = set(borrowed)
+    taken = {tensor.untyped_storage().data_ptr() for tensor in inputs}
     results = []
     for answer, dtype in zip(answers, dtypes, strict=True):
-        result = answer.to(dtype).contiguous()
+        result = answer if answer.dtype is dtype else answer.to(dtype)
+        if not result.is_contiguous():
+            result = result.contiguous()
         address = result.untyped_storage().data_ptr()
-        if address in taken:
+        if address in taken or address in constants:
             result = result.clone()
         taken.add(address)
         results.append(result)

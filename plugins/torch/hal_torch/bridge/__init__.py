@@ -6,15 +6,19 @@ from hal_torch.bridge import (
     control,
     conv,
     elementwise,
+    fourier,
     indexing,
+    losses,
     matmul,
     norm,
     padding,
     pool,
+    quantize,
     recurrent,
     reduce,
     resize,
     shape,
+    vision,
 )
 from hal_torch.bridge.build import bridge, refusals
 from hal_torch.bridge.table import TABLE, unsupported
@@ -28,14 +32,18 @@ _FAMILIES = (
     control,
     conv,
     elementwise,
+    fourier,
     indexing,
+    losses,
     matmul,
     norm,
     padding,
     pool,
+    quantize,
     recurrent,
     reduce,
     resize,
     shape,
+    vision,
 )
 """The modules that fill the table when they are imported."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from hal_torch.bridge.dtypes import torch_dtype_of
 from hal_torch.bridge.node import Call, OpNode, Refused, call
@@ -29,7 +29,9 @@ def padded_mask(mask: torch.Tensor | None, n_keys: int) -> torch.Tensor | None:
     """A mask that covers all keys: those beyond its end are not attended."""
     if mask is None or mask.shape[-1] >= n_keys:
         return mask
-    return F.pad(mask, (0, n_keys - mask.shape[-1]), value=False if mask.dtype == torch.bool else -math.inf)
+    return functional.pad(
+        mask, (0, n_keys - mask.shape[-1]), value=False if mask.dtype == torch.bool else -math.inf
+    )
 
 
 def with_past(x: torch.Tensor, past: torch.Tensor | None) -> torch.Tensor:
@@ -67,15 +69,14 @@ def fused_attention(
     q, k, v = split_heads(q, heads[0]), split_heads(k, heads[1]), split_heads(v, heads[1])
     k, v = with_past(k, past_k), with_past(v, past_v)
     mask = padded_mask(mask, k.shape[2])
-    y = F.scaled_dot_product_attention(
+    y = functional.scaled_dot_product_attention(
         q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     y = merge_heads(y, rank)
     return y if n_outputs == 1 else (y, k, v)[:n_outputs]
 
 
-@dataclass(frozen=True)
-class Score:
+class Score(NamedTuple):
     """How scores are treated, as the attributes say.
 
     Attributes:
@@ -169,12 +170,12 @@ def attention(node: OpNode) -> Call:
     precision = node.attribute("softmax_precision")
     scale = node.attribute("scale")
     score = Score(
-        causal=bool(node.int("is_causal", 0)),
+        causal=bool(node.integer("is_causal", 0)),
         scale=None if scale is None else scale.as_float(),
-        softcap=node.float("softcap", 0.0),
+        softcap=node.number("softcap", 0.0),
         precision=None if precision is None else torch_dtype_of(precision.as_int()),
-        window=(node.int("left_window_size", -1), node.int("right_window_size", -1)),
-        shown=node.int("qk_matmul_output_mode", 0),
+        window=(node.integer("left_window_size", -1), node.integer("right_window_size", -1)),
+        shown=node.integer("qk_matmul_output_mode", 0),
     )
     if score.shown not in range(4):
         raise Refused(f"qk_matmul_output_mode {score.shown} is not one of 0 to 3")
@@ -243,7 +244,7 @@ def rotary_embedding_node(node: OpNode) -> Call:
         node.input(1),
         node.input(2),
         node.optional(3),
-        bool(node.int("interleaved", 0)),
-        node.int("num_heads", 0),
-        node.int("rotary_embedding_dim", 0),
+        bool(node.integer("interleaved", 0)),
+        node.integer("num_heads", 0),
+        node.integer("rotary_embedding_dim", 0),
     )

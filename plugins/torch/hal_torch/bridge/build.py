@@ -103,13 +103,15 @@ class Builder:
         self, graph: ir.Graph, opsets: dict[str, int], shared: _Shared, parent: Builder | None = None
     ) -> None:
         self.problems: dict[str, tuple[str, str]] = {}
+        self._cascaded = False
         self._opsets = opsets
         self._shared = shared
         self._parent = parent
         self._fx = torch.fx.Graph()
         self._root = torch.nn.Module()
         self._known: dict[ir.Value, Operand] = {}
-        self._poisoned: set[ir.Value] = set()
+        # Values that no node computes, with the reason where it is not the refusal of their node.
+        self._poisoned: dict[ir.Value, str | None] = {}
         self._attributes: dict[str, torch.fx.Node] = {}
         self._lowerable: dict[str, None] = {}
         self._captures: list[Operand] = []
@@ -124,16 +126,18 @@ class Builder:
             if value in self._known or value in self._poisoned:
                 continue
             operand = Operand(value.name or "", n_uses=len(value.uses()))
-            operand.dtype_hint = TORCH.get(value.dtype) if value.dtype is not None else None
             operand.fx = self._placeholder(operand.name)
-            if value.dtype is not None and operand.dtype_hint is None:
-                self.problems[operand.name] = ("input", f"element type {value.dtype.name} has no PyTorch dtype")
-                self._poisoned.add(value)
-            elif operand.dtype_hint is not None and value.shape is not None and value.shape.is_static():
-                sizes = tuple(int(d) for d in value.shape.numpy())
-                with self._shared.fake_mode:
-                    operand.fake = torch.empty(sizes, dtype=operand.dtype_hint)
             self._known[value] = operand
+            if value.type is not None and not isinstance(value.type, ir.TensorType):
+                self._poisoned[value] = f"input {value.name} is no tensor"
+            elif value.dtype is not None and value.dtype not in TORCH:
+                self._poisoned[value] = f"input {value.name}: {value.dtype.name} has no PyTorch dtype"
+            elif value.dtype is not None:
+                operand.dtype_hint = TORCH[value.dtype]
+                if value.shape is not None and value.shape.is_static():
+                    sizes = tuple(int(d) for d in value.shape.numpy())
+                    with self._shared.fake_mode:
+                        operand.fake = torch.empty(sizes, dtype=operand.dtype_hint)
 
     def declare_branch_inputs(self, inputs: Sequence[ir.Value], operands: Sequence[Operand]) -> None:
         """Make a placeholder for each input of a branch, with what is known of its shape."""
@@ -149,12 +153,11 @@ class Builder:
             try:
                 self._translate(node)
             except _Cascaded:
-                self._poisoned.update(node.outputs)
+                self._cascaded = True
+                self._poisoned.update(dict.fromkeys(node.outputs))
             except Refused as refused:
-                owner = self._owner or node
-                reason = str(refused) if owner is node else f"{node.op_type} in its branch: {refused}"
-                self.problems.setdefault(owner.name or node.op_type, (owner.op_type, reason))
-                self._poisoned.update(node.outputs)
+                self.problems.setdefault(node.name or node.op_type, (node.op_type, str(refused)))
+                self._poisoned.update(dict.fromkeys(node.outputs))
 
     def resolve(self, value: ir.Value) -> Operand:
         """Find a value here or, as a captured one, in an outer graph."""
@@ -203,7 +206,7 @@ class Builder:
         if inner.problems:
             found = "; ".join(f"{op} '{name}': {why}" for name, (op, why) in inner.problems.items())
             raise Refused(f"its subgraph has {found}")
-        if inner._poisoned:
+        if inner._cascaded:
             raise _Cascaded
         outputs = tuple(inner.resolve(value) for value in graph.outputs)
         inner.finish(outputs)
@@ -218,7 +221,12 @@ class Builder:
         for value in graph.initializers.values():
             self._declare_constant(value)
         for node in graph:
-            self._translate(node)
+            try:
+                self._translate(node)
+            except _Cascaded:
+                raise
+            except Refused as refused:
+                raise Refused(f"the branch taken has {node.op_type} '{node.name}': {refused}") from refused
         return [self.resolve(value) for value in graph.outputs]
 
     def _declare_constant(self, value: ir.Value) -> None:
@@ -231,18 +239,14 @@ class Builder:
         except Refused as refused:
             # Only a node that reads it has to be refused; see _translate.
             self._known[value] = Operand(value.name or "")
-            self._poisoned.add(value)
-            value.meta["hal_torch_refused"] = f"input {value.name}: {refused}"
+            self._poisoned[value] = f"input {value.name}: {refused}"
 
     def _translate(self, node: ir.Node) -> None:
         version = self._opsets.get(domain_of(node), self._opsets.get(node.domain, 1))
         lookup(node, version)
         for value in node.inputs:
-            if value is not None and self._is_poisoned(value):
-                reason = value.meta.get("hal_torch_refused")
-                if reason is not None:
-                    raise Refused(str(reason))
-                raise _Cascaded
+            if value is not None:
+                self._check_poison(value)
         operands = tuple(
             self.resolve(value) if value is not None and value.name else None for value in node.inputs
         )
@@ -264,8 +268,18 @@ class Builder:
                 operand.dtype_hint = TORCH.get(value.dtype)
             self._known[value] = operand
 
-    def _is_poisoned(self, value: ir.Value) -> bool:
-        return value in self._poisoned or (self._parent is not None and self._parent._is_poisoned(value))
+    def _check_poison(self, value: ir.Value) -> None:
+        """Raise when a value cannot be read, here or in the outer graphs.
+
+        Raises:
+            Refused: It has a reason of its own.
+            _Cascaded: The node that should compute it was refused.
+        """
+        if value in self._poisoned:
+            reason = self._poisoned[value]
+            raise _Cascaded if reason is None else Refused(reason)
+        if self._parent is not None and value not in self._known:
+            self._parent._check_poison(value)
 
     def _emit(self, node: ir.Node, made: Call) -> list[Operand]:
         """Evaluate a call now when all is known, else add it to the graph."""
@@ -298,9 +312,9 @@ class Builder:
             while hasattr(self._root, name):
                 name += "_"
             self._root.add_module(name, made.function)
-            result = self._fx.create_node("call_module", name, args, kwargs, name)  # type: ignore[arg-type]
+            result = self._fx.create_node("call_module", name, args, kwargs, name)
         else:
-            result = self._fx.create_node("call_function", made.function, args, kwargs, name)  # type: ignore[arg-type]
+            result = self._fx.create_node("call_function", made.function, args, kwargs, name)
         meta = {"onnx_node": owner.name or "", "onnx_op": node.op_type}
         result.meta.update(meta)
         if made.fakes is None and len(names) == 1:
@@ -327,7 +341,8 @@ class Builder:
         except _UNKNOWN_UNTIL_RUN:
             raise
         except _TORCH_SAYS_NO as error:
-            raise Refused(f"PyTorch refuses it: {str(error).splitlines()[0] if str(error) else error!r}") from error
+            text = str(error).strip('" \n') or repr(error)
+            raise Refused(f"PyTorch refuses it: {text.splitlines()[0]}") from error
 
     def _fake(self, operand: Operand) -> torch.Tensor | None:
         if operand.fake is None and operand.const is not None:
@@ -400,7 +415,7 @@ def _mapped(argument: object, value: Callable[[Operand], object]) -> object:
     """Nested arguments with each operand replaced."""
     if isinstance(argument, Operand):
         return value(argument)
-    if isinstance(argument, tuple | list):
+    if isinstance(argument, tuple | list) and any(True for _ in _operands(argument)):
         return tuple(_mapped(part, value) for part in argument)
     return argument
 

@@ -50,9 +50,7 @@ def if_node(node: OpNode) -> Call | list[Operand]:
     then_branch, else_branch = _branch(node, "then_branch", ()), _branch(node, "else_branch", ())
     module = IfModule(then_branch.module, else_branch.module, len(then_branch.captures))
     captured = (*then_branch.captures, *else_branch.captures)
-    fakes = [
-        _agreed(a, b) for a, b in zip(then_branch.outputs, else_branch.outputs, strict=True)
-    ]
+    fakes = [_agreed(a, b) for a, b in zip(then_branch.outputs, else_branch.outputs, strict=True)]
     return Call(module, (condition, *captured), fakes=fakes, foldable=False)
 
 
@@ -195,7 +193,7 @@ class ScanModule(torch.nn.Module):
 @operator("Scan", 9, any_type=True)
 def scan_node(node: OpNode) -> Call:
     """A loop over slices."""
-    n_scanned = node.int("num_scan_inputs", 0)
+    n_scanned = node.integer("num_scan_inputs", 0)
     operands = [node.input(i) for i in range(len(node.inputs))]
     n_states = len(operands) - n_scanned
     inner = [Operand(operand.name, dtype_hint=operand.dtype) for operand in operands]
@@ -206,10 +204,10 @@ def scan_node(node: OpNode) -> Call:
     module = ScanModule(
         branch.module,
         n_states,
-        node.ints("scan_input_axes") or (0,) * n_scanned,
-        node.ints("scan_input_directions") or (0,) * n_scanned,
-        node.ints("scan_output_axes") or (0,) * n_out,
-        node.ints("scan_output_directions") or (0,) * n_out,
+        node.integers("scan_input_axes") or (0,) * n_scanned,
+        node.integers("scan_input_directions") or (0,) * n_scanned,
+        node.integers("scan_output_axes") or (0,) * n_out,
+        node.integers("scan_output_directions") or (0,) * n_out,
     )
     fakes = [None] * len(branch.outputs)
     return Call(module, (*operands, *branch.captures), fakes=fakes, foldable=False)

@@ -31,6 +31,9 @@ TORCH: dict[ir.DataType, torch.dtype] = {
 }
 """Every ONNX element type that PyTorch holds with the same values."""
 
+NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2})
+"""Integers that PyTorch has no tensors of; constants of them are held as int8 for DequantizeLinear."""
+
 _SAME_BITS: dict[torch.dtype, type[np.generic]] = {
     torch.bfloat16: np.uint16,
     torch.float8_e4m3fn: np.uint8,
@@ -58,11 +61,13 @@ def torch_dtype_of(code: int) -> torch.dtype:
 
 
 def to_torch(tensor: ir.TensorProtocol) -> torch.Tensor:
-    """Copy an ONNX tensor into a PyTorch tensor on the CPU, bit for bit.
+    """Copy an ONNX tensor into a PyTorch tensor on the CPU, bit for bit (NARROW as int8).
 
     Raises:
         Refused: PyTorch has no dtype for its elements.
     """
+    if tensor.dtype in NARROW:
+        return torch.from_numpy(tensor.numpy().astype(np.int8)).reshape(tuple(tensor.shape.numpy()))
     dtype = torch_dtype(tensor.dtype)
     array = np.ascontiguousarray(tensor.numpy())
     same_bits = _SAME_BITS.get(dtype)

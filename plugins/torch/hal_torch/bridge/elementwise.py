@@ -128,14 +128,14 @@ def pow_(node: OpNode) -> Call:
 @operator("Mod", 10)
 def mod(node: OpNode) -> Call:
     """Remainder with the sign of the divisor, or of the dividend when `fmod` is set."""
-    function = torch.fmod if node.int("fmod", 0) else torch.remainder
+    function = torch.fmod if node.integer("fmod", 0) else torch.remainder
     return call(function, node.input(0), node.input(1))
 
 
 @operator("BitShift", 11)
 def bit_shift(node: OpNode) -> Call:
     """Shift of the bits of unsigned integers."""
-    left = node.string("direction", "") == "LEFT"
+    left = node.text("direction", "") == "LEFT"
     return call(torch.bitwise_left_shift if left else torch.bitwise_right_shift, node.input(0), node.input(1))
 
 
@@ -170,7 +170,7 @@ for _name, _function in {"Max": maximum, "Min": minimum, "Sum": total, "Mean": m
 @operator("IsInf", 10)
 def is_inf(node: OpNode) -> Call:
     """Whether an element is infinite, of either sign or of one."""
-    negative, positive = node.int("detect_negative", 1), node.int("detect_positive", 1)
+    negative, positive = node.integer("detect_negative", 1), node.integer("detect_positive", 1)
     if negative and positive:
         return call(torch.isinf, node.input(0))
     if not negative and not positive:
@@ -194,10 +194,24 @@ def _limit(operand: Operand | None) -> Argument:
 @operator("Clip", 6)
 def clip_6(node: OpNode) -> Call:
     """Limit to a range given as attributes."""
-    limits = [node.float(name, 0.0) if node.attribute(name) else None for name in ("min", "max")]
+    limits = [node.number(name, 0.0) if node.attribute(name) else None for name in ("min", "max")]
     if limits == [None, None]:
         return call(identity, node.input(0))
     return call(torch.clamp, node.input(0), *limits)
+
+
+def same_bits(x: torch.Tensor, declared: torch.dtype, dtype: torch.dtype) -> torch.Tensor:
+    """The bits of the declared type (autocast may have narrowed it) read as another type."""
+    return x.to(declared).view(dtype)
+
+
+@operator("BitCast", 26, any_type=True)
+def bit_cast(node: OpNode) -> Call:
+    """Read the bits as a type of the same size."""
+    dtype = torch_dtype_of(node.integer("to", 0))
+    if dtype.itemsize != node.dtype(0).itemsize:
+        raise Refused(f"a bit cast from {node.dtype(0)} to {dtype}, which differ in size")
+    return call(same_bits, node.input(0), node.dtype(0), dtype)
 
 
 @operator("Where", 9)
@@ -254,7 +268,7 @@ def convert_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 def _cast(node: OpNode, dtype: torch.dtype) -> Call:
     if dtype in FLOAT8:
-        if not node.int("saturate", 1):
+        if not node.integer("saturate", 1):
             raise Refused(f"cast to {dtype} without saturation is not what PyTorch does")
         return call(to_float8, node.input(0), dtype)
     return call(convert, node.input(0), dtype)
@@ -263,7 +277,7 @@ def _cast(node: OpNode, dtype: torch.dtype) -> Call:
 @operator("Cast", 6, any_type=True)
 def cast(node: OpNode) -> Call:
     """Change the element type."""
-    return _cast(node, torch_dtype_of(node.int("to", 0)))
+    return _cast(node, torch_dtype_of(node.integer("to", 0)))
 
 
 @operator("CastLike", 15, any_type=True)

@@ -21,7 +21,7 @@ def gather(x: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Tensor:
 @operator("Gather", any_type=True)
 def gather_node(node: OpNode) -> Call:
     """Take slices along an axis."""
-    x, index, axis = node.input(0), node.input(1), node.int("axis", 0)
+    x, index, axis = node.input(0), node.input(1), node.integer("axis", 0)
     if index.const is not None and index.const.dim() == 0 and x.rank is not None:
         return call(torch.select, x, axis, int(index.const.item()))
     return call(gather, x, index, axis)
@@ -41,7 +41,7 @@ def gather_elements(x: torch.Tensor, index: torch.Tensor, axis: int) -> torch.Te
 @operator("GatherElements", 11)
 def gather_elements_node(node: OpNode) -> Call:
     """Take elements along an axis."""
-    return call(gather_elements, node.input(0), node.input(1), node.int("axis", 0))
+    return call(gather_elements, node.input(0), node.input(1), node.integer("axis", 0))
 
 
 def gather_nd(x: torch.Tensor, index: torch.Tensor, batch_dims: int) -> torch.Tensor:
@@ -60,7 +60,7 @@ def gather_nd(x: torch.Tensor, index: torch.Tensor, batch_dims: int) -> torch.Te
 @operator("GatherND", 11)
 def gather_nd_node(node: OpNode) -> Call:
     """Take slices at index tuples."""
-    return call(gather_nd, node.input(0), node.input(1), node.int("batch_dims", 0))
+    return call(gather_nd, node.input(0), node.input(1), node.integer("batch_dims", 0))
 
 
 def same_type(x: torch.Tensor, updates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,11 +87,11 @@ def scatter_elements(
 def scatter_elements_node(node: OpNode) -> Call:
     """Write elements along an axis."""
     operands = (node.input(0), node.input(1), node.input(2))
-    return call(scatter_elements, *operands, node.int("axis", 0), _reduction(node))
+    return call(scatter_elements, *operands, node.integer("axis", 0), _reduction(node))
 
 
 def _reduction(node: OpNode) -> str:
-    reduction = node.string("reduction", "none")
+    reduction = node.text("reduction", "none")
     if reduction != "none" and reduction not in _REDUCE:
         raise Refused(f"reduction `{reduction}` is not one of none, {', '.join(_REDUCE)}")
     return reduction
@@ -146,7 +146,7 @@ def one_hot(index: torch.Tensor, depth: int | torch.Tensor, values: torch.Tensor
 @operator("OneHot", 9)
 def one_hot_node(node: OpNode) -> Call:
     """One hot encoding."""
-    return call(one_hot, node.input(0), scalar_int(node.input(1)), node.input(2), node.int("axis", -1))
+    return call(one_hot, node.input(0), scalar_int(node.input(1)), node.input(2), node.integer("axis", -1))
 
 
 def compress(x: torch.Tensor, condition: torch.Tensor, axis: int | None) -> torch.Tensor:
@@ -176,7 +176,7 @@ def reverse_sequence(x: torch.Tensor, lengths: torch.Tensor, time: int, batch: i
 @operator("ReverseSequence", 10)
 def reverse_sequence_node(node: OpNode) -> Call:
     """Reverse part of each sequence."""
-    time, batch = node.int("time_axis", 0), node.int("batch_axis", 1)
+    time, batch = node.integer("time_axis", 0), node.integer("batch_axis", 1)
     return call(reverse_sequence, node.input(0), node.input(1), time, batch)
 
 
@@ -192,7 +192,61 @@ def largest(
 @operator("TopK")
 def top_k(node: OpNode) -> Call:
     """The largest or smallest elements with their places, sorted."""
-    k = node.int("k", 0) if node.version < 10 else scalar_int(node.input(1))
+    k = node.integer("k", 0) if node.version < 10 else scalar_int(node.input(1))
     if node.single:
         raise Refused("a TopK with one output is not translated")
-    return call(largest, node.input(0), k, node.int("axis", -1), bool(node.int("largest", 1)))
+    return call(largest, node.input(0), k, node.integer("axis", -1), bool(node.integer("largest", 1)))
+
+
+def unique(x: torch.Tensor, axis: int | None, ascending: bool, n_outputs: int) -> tuple[torch.Tensor, ...]:
+    """Distinct elements or slices, their first places, the place of each in them, and counts."""
+    found, inverse, counts = torch.unique(x, True, True, True, dim=axis)
+    inverse = inverse.reshape(-1)
+    places = torch.arange(inverse.numel(), device=x.device)
+    first = torch.zeros_like(counts).scatter_reduce(0, inverse, places, "amin", include_self=False)
+    if not ascending:
+        order = torch.argsort(first)
+        found = found.index_select(axis or 0, order)
+        rank = torch.empty_like(order).scatter(0, order, torch.arange(order.numel(), device=x.device))
+        first, inverse, counts = first[order], rank[inverse], counts[order]
+    return (found, first, inverse, counts)[:n_outputs]
+
+
+def only_unique(x: torch.Tensor, axis: int | None, ascending: bool) -> torch.Tensor:
+    """Distinct elements or slices."""
+    return unique(x, axis, ascending, 1)[0]
+
+
+@operator("Unique", 11)
+def unique_node(node: OpNode) -> Call:
+    """Distinct elements or slices."""
+    axis, ascending = node.attribute("axis"), bool(node.integer("sorted", 1))
+    along = None if axis is None else axis.as_int()
+    if node.single:
+        return call(only_unique, node.input(0), along, ascending)
+    return call(unique, node.input(0), along, ascending, len(node.node.outputs))
+
+
+def tensor_scatter(
+    past: torch.Tensor, update: torch.Tensor, starts: torch.Tensor | None, axis: int, circular: bool
+) -> torch.Tensor:
+    """Write an update into a cache, for each sample of the batch from its own place on."""
+    past, update = same_type(past, update)
+    at = axis % past.dim()
+    steps = torch.arange(update.shape[at], device=past.device)
+    places = steps.unsqueeze(0) + (0 if starts is None else starts.reshape(-1, 1))
+    if circular:
+        places = places % past.shape[at]
+    view = [1] * past.dim()
+    view[0], view[at] = places.shape
+    return past.scatter(at, places.reshape(view).expand(update.shape), update)
+
+
+@operator("TensorScatter", 24)
+def tensor_scatter_node(node: OpNode) -> Call:
+    """Update of a key-value cache."""
+    mode = node.text("mode", "linear")
+    if mode not in ("linear", "circular"):
+        raise Refused(f"mode `{mode}` is not one of linear, circular")
+    operands = (node.input(0), node.input(1), node.optional(2))
+    return call(tensor_scatter, *operands, node.integer("axis", -2), mode == "circular")

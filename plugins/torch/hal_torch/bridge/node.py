@@ -233,32 +233,32 @@ class OpNode:
         """An attribute as it stands, None when left out."""
         return self.node.attributes.get(name)
 
-    def int(self, name: str, default: int) -> int:
+    def integer(self, name: str, default: int) -> int:
         """An integer attribute."""
         found = self.attribute(name)
         return default if found is None else found.as_int()
 
-    def ints(self, name: str) -> tuple[int, ...] | None:
+    def integers(self, name: str) -> tuple[int, ...] | None:
         """A list of integers, None when left out."""
         found = self.attribute(name)
         return None if found is None else tuple(found.as_ints())
 
-    def float(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float) -> float:
         """A float attribute."""
         found = self.attribute(name)
         return default if found is None else found.as_float()
 
-    def floats(self, name: str) -> tuple[float, ...] | None:
+    def numbers(self, name: str) -> tuple[float, ...] | None:
         """A list of floats, None when left out."""
         found = self.attribute(name)
         return None if found is None else tuple(found.as_floats())
 
-    def string(self, name: str, default: str) -> str:
+    def text(self, name: str, default: str) -> str:
         """A string attribute."""
         found = self.attribute(name)
         return default if found is None else found.as_string()
 
-    def strings(self, name: str) -> tuple[str, ...] | None:
+    def texts(self, name: str) -> tuple[str, ...] | None:
         """A list of strings, None when left out."""
         found = self.attribute(name)
         return None if found is None else tuple(found.as_strings())

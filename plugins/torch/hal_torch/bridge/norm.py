@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from hal_torch.bridge.node import Call, OpNode, Refused, call
 from hal_torch.bridge.table import operator
+
+
+def matched(x: torch.Tensor, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Parameters all of the input's dtype, or else all float32: the kernels take no other mixture.
+
+    Under autocast some of them may have been computed in a narrower dtype.
+    """
+    if all(parameter.dtype == x.dtype for parameter in parameters):
+        return parameters
+    return tuple(parameter.to(torch.float32) for parameter in parameters)
 
 
 def batch_norm(
@@ -18,26 +28,31 @@ def batch_norm(
     epsilon: float,
 ) -> torch.Tensor:
     """Normalise each channel with stored statistics."""
-    return F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
+    scale, bias, mean, var = matched(x, scale, bias, mean, var)
+    return functional.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
 
 
 @operator("BatchNormalization", 7)
 def batch_norm_node(node: OpNode) -> Call:
     """Batch normalisation with stored statistics."""
-    if node.int("training_mode", 0) or (node.version < 14 and len(node.node.outputs) > 1):
+    if node.integer("training_mode", 0) or (node.version < 14 and len(node.node.outputs) > 1):
         raise Refused("training_mode updates statistics, only inference is translated")
-    if node.version < 9 and not node.int("spatial", 1):
+    if node.version < 9 and not node.integer("spatial", 1):
         raise Refused("attribute `spatial` 0 (statistics per element) is not translated")
     operands = [node.input(i) for i in range(5)]
-    return call(batch_norm, *operands, node.float("epsilon", 1e-5))
+    return call(batch_norm, *operands, node.number("epsilon", 1e-5))
+
+
+def instance_norm(x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """Normalise each channel of each sample."""
+    scale, bias = matched(x, scale, bias)
+    return functional.instance_norm(x, weight=scale, bias=bias, eps=epsilon)
 
 
 @operator("InstanceNormalization", 6)
-def instance_norm(node: OpNode) -> Call:
+def instance_norm_node(node: OpNode) -> Call:
     """Normalise each channel of each sample."""
-    epsilon = node.float("epsilon", 1e-5)
-    x, scale, bias = (node.input(i) for i in range(3))
-    return call(F.instance_norm, x, weight=scale, bias=bias, eps=epsilon)
+    return call(instance_norm, *(node.input(i) for i in range(3)), node.number("epsilon", 1e-5))
 
 
 def layer_norm_with_stats(
@@ -58,7 +73,7 @@ def layer_norm(
     """Layer normalisation over the dimensions from `axis` on."""
     shape = x.shape[axis % x.dim() :]
     scale = scale.expand(shape)
-    return F.layer_norm(x, shape, scale, None if bias is None else bias.expand(shape), epsilon)
+    return functional.layer_norm(x, shape, scale, None if bias is None else bias.expand(shape), epsilon)
 
 
 @operator("LayerNormalization", 17)
@@ -66,33 +81,43 @@ def layer_norm_node(node: OpNode) -> Call:
     """Layer normalisation."""
     function = layer_norm if node.single else layer_norm_with_stats
     operands = (node.input(0), node.input(1), node.optional(2))
-    return call(function, *operands, node.int("axis", -1), node.float("epsilon", 1e-5))
+    return call(function, *operands, node.integer("axis", -1), node.number("epsilon", 1e-5))
 
 
 def rms_norm(x: torch.Tensor, scale: torch.Tensor, axis: int, epsilon: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + epsilon) * scale over the dimensions from `axis` on."""
+    """`x / sqrt(mean(x^2) + epsilon) * scale` over the dimensions from `axis` on."""
     shape = x.shape[axis % x.dim() :]
-    return F.rms_norm(x, shape, scale.expand(shape), epsilon)
+    return functional.rms_norm(x, shape, scale.expand(shape), epsilon)
 
 
 @operator("RMSNormalization", 23)
 def rms_norm_node(node: OpNode) -> Call:
     """Root mean square normalisation."""
-    return call(rms_norm, node.input(0), node.input(1), node.int("axis", -1), node.float("epsilon", 1e-5))
+    return call(
+        rms_norm, node.input(0), node.input(1), node.integer("axis", -1), node.number("epsilon", 1e-5)
+    )
+
+
+def group_norm(
+    x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, n_groups: int, epsilon: float
+) -> torch.Tensor:
+    """Group normalisation with one scale and bias per channel."""
+    scale, bias = matched(x, scale, bias)
+    return functional.group_norm(x, n_groups, scale, bias, epsilon)
 
 
 @operator("GroupNormalization", 21)
-def group_norm(node: OpNode) -> Call:
+def group_norm_node(node: OpNode) -> Call:
     """Normalise groups of channels; scale and bias per channel."""
-    x, scale, bias = (node.input(i) for i in range(3))
-    return call(F.group_norm, x, node.int("num_groups", 1), scale, bias, node.float("epsilon", 1e-5))
+    operands = [node.input(i) for i in range(3)]
+    return call(group_norm, *operands, node.integer("num_groups", 1), node.number("epsilon", 1e-5))
 
 
 def group_norm_scaled_by_group(
     x: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, n_groups: int, epsilon: float
 ) -> torch.Tensor:
     """Group normalisation with one scale and bias per group."""
-    y = F.group_norm(x, n_groups, None, None, epsilon)
+    y = functional.group_norm(x, n_groups, None, None, epsilon)
     grouped = y.reshape(x.shape[0], n_groups, -1)
     return (grouped * scale.reshape(1, -1, 1) + bias.reshape(1, -1, 1)).reshape(x.shape)
 
@@ -101,31 +126,22 @@ def group_norm_scaled_by_group(
 def group_norm_18(node: OpNode) -> Call:
     """Normalise groups of channels; scale and bias per group."""
     operands = [node.input(i) for i in range(3)]
-    n_groups = node.int("num_groups", 1)
-    return call(group_norm_scaled_by_group, *operands, n_groups, node.float("epsilon", 1e-5))
-
-
-def lrn(x: torch.Tensor, size: int, alpha: float, beta: float, bias: float) -> torch.Tensor:
-    """Divide by the energy of neighbouring channels. Source: ONNX specification of LRN.
-
-    F.local_response_norm differs for even sizes, where ONNX looks further ahead than back.
-    """
-    before, after = (size - 1) // 2, size - 1 - (size - 1) // 2
-    square = F.pad(x * x, (0, 0) * (x.dim() - 2) + (before, after))
-    n, c = square.shape[:2]
-    flat = square.reshape(n, 1, c, -1)
-    energy = F.avg_pool2d(flat, (size, 1), stride=1).reshape(x.shape)
-    return x / (energy * alpha + bias).pow(beta)
+    n_groups = node.integer("num_groups", 1)
+    return call(group_norm_scaled_by_group, *operands, n_groups, node.number("epsilon", 1e-5))
 
 
 @operator("LRN")
 def lrn_node(node: OpNode) -> Call:
     """Local response normalisation."""
-    size = node.int("size", 0)
+    size = node.integer("size", 0)
     if size < 1:
         raise Refused("attribute `size` is missing")
-    parameters = (node.float("alpha", 1e-4), node.float("beta", 0.75), node.float("bias", 1.0))
-    return call(lrn, node.input(0), size, *parameters)
+    if size % 2 == 0:
+        raise Refused(
+            f"an even size ({size}) is centred differently by the specification and by its reference"
+        )
+    parameters = (node.number("alpha", 1e-4), node.number("beta", 0.75), node.number("bias", 1.0))
+    return call(functional.local_response_norm, node.input(0), size, *parameters)
 
 
 def lp_norm(x: torch.Tensor, axis: int, p: int) -> torch.Tensor:
@@ -137,7 +153,7 @@ def lp_norm(x: torch.Tensor, axis: int, p: int) -> torch.Tensor:
 @operator("LpNormalization")
 def lp_norm_node(node: OpNode) -> Call:
     """Normalise to length one."""
-    return call(lp_norm, node.input(0), node.int("axis", -1), node.int("p", 2))
+    return call(lp_norm, node.input(0), node.integer("axis", -1), node.integer("p", 2))
 
 
 def mean_variance_norm(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
@@ -150,6 +166,4 @@ def mean_variance_norm(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
 @operator("MeanVarianceNormalization", 9)
 def mean_variance_norm_node(node: OpNode) -> Call:
     """Mean and variance normalisation."""
-    return call(mean_variance_norm, node.input(0), node.ints("axes") or (0, 2, 3))
-
-
+    return call(mean_variance_norm, node.input(0), node.integers("axes") or (0, 2, 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from hal_torch.bridge.node import Argument, Call, OpNode, Refused, call
 from hal_torch.bridge.shape import Ints, as_ints
@@ -46,11 +46,11 @@ def pad_constant(
     for i, axis in enumerate(range(x.dim()) if axes is None else axes):
         by_axis[axis] = (amounts[i], amounts[n_axes + i])
     flat = [amount for pair in reversed(by_axis) for amount in pair]
-    return F.pad(x, flat, value=value.item() if isinstance(value, torch.Tensor) else value)
+    return functional.pad(x, flat, value=value.item() if isinstance(value, torch.Tensor) else value)
 
 
 def _pad(node: OpNode, pads: Argument, axes: tuple[int, ...] | None, value: Argument) -> Call:
-    mode = node.string("mode", "constant")
+    mode = node.text("mode", "constant")
     if mode not in ("constant", "reflect", "edge", "wrap"):
         raise Refused(f"mode `{mode}` is not one of constant, reflect, edge, wrap")
     if mode == "constant":
@@ -59,12 +59,12 @@ def _pad(node: OpNode, pads: Argument, axes: tuple[int, ...] | None, value: Argu
     if mode != "wrap" and isinstance(pads, tuple) and axes is None and known is not None:
         quick = _last_only(pads, known, mode)
         if quick is not None:
-            return call(F.pad, node.input(0), quick, {"edge": "replicate"}.get(mode, mode))
+            return call(functional.pad, node.input(0), quick, {"edge": "replicate"}.get(mode, mode))
     return call(pad_by_copies, node.input(0), pads, axes, mode)
 
 
 def _last_only(pads: tuple[int, ...], shape: tuple[int, ...], mode: str) -> tuple[int, ...] | None:
-    """Padding of the last dimension in F.pad's form, when that is all and F.pad can do it."""
+    """Padding of the last dimension as functional.pad takes it, when that is all and it can do it."""
     rank = len(shape)
     before, after = pads[rank - 1], pads[-1]
     if rank not in (2, 3) or any(pads[: rank - 1]) or any(pads[rank:-1]) or min(before, after) < 0:
@@ -88,10 +88,10 @@ def pad_node(node: OpNode) -> Call:
 @operator("Pad", 2)
 def pad_2(node: OpNode) -> Call:
     """Padding given as attributes."""
-    pads = node.ints("pads")
+    pads = node.integers("pads")
     if pads is None:
         raise Refused("attribute `pads` is missing")
-    return _pad(node, pads, None, node.float("value", 0.0))
+    return _pad(node, pads, None, node.number("value", 0.0))
 
 
 def center_crop_pad(x: torch.Tensor, shape: Ints, axes: tuple[int, ...] | None) -> torch.Tensor:
@@ -105,11 +105,11 @@ def center_crop_pad(x: torch.Tensor, shape: Ints, axes: tuple[int, ...] | None) 
             flat = [0] * (2 * x.dim())
             at = 2 * (x.dim() - 1 - axis % x.dim())
             flat[at], flat[at + 1] = before, wanted - size - before
-            x = F.pad(x, flat)
+            x = functional.pad(x, flat)
     return x
 
 
 @operator("CenterCropPad", 18)
 def center_crop_pad_node(node: OpNode) -> Call:
     """Crop or pad around the middle."""
-    return call(center_crop_pad, node.input(0), node.ints_or_operand(1), node.ints("axes"))
+    return call(center_crop_pad, node.input(0), node.ints_or_operand(1), node.integers("axes"))

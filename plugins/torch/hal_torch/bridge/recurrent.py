@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -52,27 +53,27 @@ def _check(node: OpNode) -> tuple[bool, str]:
     Raises:
         Refused: The node asks for something that PyTorch's kernels lack.
     """
-    direction = node.string("direction", "forward")
+    direction = node.text("direction", "forward")
     wanted = _ACTIVATIONS[node.op] * (2 if direction == "bidirectional" else 1)
-    given = node.strings("activations")
+    given = node.texts("activations")
     if given is not None and given != wanted and not (node.op == "RNN" and set(given) == {"Relu"}):
         raise Refused(f"activations {given} are not translated, only {wanted}")
     if node.attribute("clip") is not None:
         raise Refused("attribute `clip` is not translated")
-    if node.int("input_forget", 0):
+    if node.integer("input_forget", 0):
         raise Refused("attribute `input_forget` is not translated")
     peephole = node.const(7, "P") if node.op == "LSTM" else None
     if peephole is not None and bool(peephole.any()):
         raise Refused("peephole weights (input P) are not translated")
     _check_lengths(node)
-    return bool(node.int("layout", 0)), direction
+    return bool(node.integer("layout", 0)), direction
 
 
 def _check_lengths(node: OpNode) -> None:
     lengths = node.const_ints(4, "sequence_lens")
     if lengths is None:
         return
-    n_steps = node.shape(0)[1 if node.int("layout", 0) else 0]
+    n_steps = node.shape(0)[1 if node.integer("layout", 0) else 0]
     if any(length != n_steps for length in lengths):
         raise Refused(f"sequence_lens {lengths} shorter than the {n_steps} steps are not translated")
 
@@ -100,7 +101,7 @@ def _as_onnx(
 
 def recurrent(
     x: torch.Tensor,
-    weights: tuple[torch.Tensor | None, ...],
+    weights: tuple[Any, ...],
     states: tuple[torch.Tensor | None, ...],
     kind: str,
     arranged: bool,
@@ -123,38 +124,45 @@ def recurrent(
     Returns:
         All outputs, then the last states.
     """
-    flat = weights if arranged else flat_weights(weights[0], weights[1], weights[2], "RNN" if kind == "RELU" else kind)  # type: ignore[arg-type]
+    flat = (
+        weights
+        if arranged
+        else flat_weights(weights[0], weights[1], weights[2], "RNN" if kind == "RELU" else kind)
+    )
     n_directions = 2 if direction == "bidirectional" else 1
-    hidden = flat[1].shape[1]  # type: ignore[union-attr]
+    hidden = flat[1].shape[1]
     # lower_weights may have cast the weights; the kernels want one dtype for everything.
-    dtype = flat[0].dtype  # type: ignore[union-attr]
+    dtype = flat[0].dtype
+    flat = tuple(weight.to(dtype) for weight in flat)
     x, first = _with_time_first(x.to(dtype), states, batch_first, n_directions, hidden)
     first = [state.to(dtype) for state in first]
     if direction == "reverse":
         x = x.flip(0)
     options = (has_bias, 1, 0.0, False, n_directions == 2, False)
-    if kind == "LSTM":
-        y, *last = torch.lstm(x, first, flat, *options)  # type: ignore[call-overload]
-    elif kind == "GRU":
-        y, *last = torch.gru(x, first[0], flat, *options)  # type: ignore[call-overload]
-    elif kind == "RNN":
-        y, *last = torch.rnn_tanh(x, first[0], flat, *options)  # type: ignore[call-overload]
-    else:
-        y, *last = torch.rnn_relu(x, first[0], flat, *options)  # type: ignore[call-overload]
+    # Autocast would hand oneDNN's layer dtypes that not every processor has, whatever the weights are.
+    with torch.autocast(x.device.type, enabled=False):
+        if kind == "LSTM":
+            y, *last = torch.lstm(x, first, flat, *options)
+        elif kind == "GRU":
+            y, *last = torch.gru(x, first[0], flat, *options)
+        elif kind == "RNN":
+            y, *last = torch.rnn_tanh(x, first[0], flat, *options)
+        else:
+            y, *last = torch.rnn_relu(x, first[0], flat, *options)
     if direction == "reverse":
         y = y.flip(0)
     return _as_onnx(y, last, batch_first, n_directions)
 
 
-def only(index: int, *args: object) -> torch.Tensor:
+def only(index: int, *args: Any) -> torch.Tensor:
     """One output of a recurrent layer."""
-    return recurrent(*args)[index]  # type: ignore[arg-type]
+    return recurrent(*args)[index]
 
 
 def _layer(node: OpNode, kind: str, states: tuple[Operand | None, ...]) -> Call:
     batch_first, direction = _check(node)
     weights = _weights(node)
-    arranged = not (len(weights) == 3)
+    arranged = len(weights) != 3
     options = (kind, arranged, node.optional(3) is not None, batch_first, direction)
     if node.single:
         return call(only, 0, node.input(0), weights, states, *options)
@@ -170,7 +178,7 @@ def lstm(node: OpNode) -> Call:
 @operator("RNN", 7)
 def rnn(node: OpNode) -> Call:
     """Elman network."""
-    relu = "Relu" in (node.strings("activations") or ())
+    relu = "Relu" in (node.texts("activations") or ())
     return _layer(node, "RELU" if relu else "RNN", (node.optional(5),))
 
 
@@ -205,16 +213,16 @@ def gru_reset_first(
     return _as_onnx(torch.cat(outputs, -1), [torch.stack(last)], batch_first, n_directions)
 
 
-def only_gru(index: int, *args: object) -> torch.Tensor:
+def only_gru(index: int, *args: Any) -> torch.Tensor:
     """One output of gru_reset_first."""
-    return gru_reset_first(*args)[index]  # type: ignore[arg-type]
+    return gru_reset_first(*args)[index]
 
 
 @operator("GRU", 7)
 def gru(node: OpNode) -> Call:
     """Gated recurrent unit; fused when the reset comes after the product, as in PyTorch."""
     state = node.optional(5)
-    if node.int("linear_before_reset", 0):
+    if node.integer("linear_before_reset", 0):
         return _layer(node, "GRU", (state,))
     batch_first, direction = _check(node)
     operands = (node.input(0), node.input(1), node.input(2), node.optional(3), state)

@@ -104,13 +104,13 @@ def over_all(x: torch.Tensor, name: str, keep: bool) -> torch.Tensor:
 
 def _reduction(name: str, function: Callable[..., torch.Tensor], since: int) -> Callable[[OpNode], Call]:
     def translate(node: OpNode) -> Call:
-        x, keep = node.input(0), bool(node.int("keepdims", 1))
-        axes = node.ints("axes") if node.version < since else node.const_ints(1, "axes")
+        x, keep = node.input(0), bool(node.integer("keepdims", 1))
+        axes = node.integers("axes") if node.version < since else node.const_ints(1, "axes")
         if name == "ReduceMean" and x.dtype is not None and not x.dtype.is_floating_point:
             raise Refused(f"the mean of {x.dtype} is not defined the same way everywhere")
         if axes:
             return call(function, x, axes, keep)
-        if node.int("noop_with_empty_axes", 0):
+        if node.integer("noop_with_empty_axes", 0):
             # Without axes nothing is summed, but squares, logarithms and absolute values are taken.
             return call(each_alone, x, name)
         return call(over_all, x, name, keep)
@@ -143,8 +143,8 @@ def arg_min(x: torch.Tensor, axis: int, keep: bool, last: bool) -> torch.Tensor:
 
 def _arg(function: Callable[..., torch.Tensor]) -> Callable[[OpNode], Call]:
     def translate(node: OpNode) -> Call:
-        keep, last = bool(node.int("keepdims", 1)), bool(node.int("select_last_index", 0))
-        return call(function, node.input(0), node.int("axis", 0), keep, last)
+        keep, last = bool(node.integer("keepdims", 1)), bool(node.integer("select_last_index", 0))
+        return call(function, node.input(0), node.integer("axis", 0), keep, last)
 
     return translate
 
@@ -182,7 +182,7 @@ def _running(function: Callable[..., torch.Tensor]) -> Callable[[OpNode], Call]:
         axis = node.const_ints(1, "axis")
         if axis is None:
             raise Refused("axis is missing")
-        exclusive, reverse = bool(node.int("exclusive", 0)), bool(node.int("reverse", 0))
+        exclusive, reverse = bool(node.integer("exclusive", 0)), bool(node.integer("reverse", 0))
         return call(function, node.input(0), axis[0], exclusive, reverse)
 
     return translate
@@ -190,4 +190,3 @@ def _running(function: Callable[..., torch.Tensor]) -> Callable[[OpNode], Call]:
 
 add("CumSum", 11, _running(running_sum))
 add("CumProd", 26, _running(running_product))
-

@@ -1,4 +1,4 @@
-"""Resize and Upsample: per axis a table of source places and weights, or F.interpolate where it agrees."""
+"""Resize and Upsample: per axis a table of places and weights, or PyTorch's interpolate where it agrees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from hal_torch.bridge.node import Call, OpNode, Refused, call
 from hal_torch.bridge.table import operator
@@ -45,9 +45,7 @@ class Taps:
     outside: npt.NDArray[np.bool_]
 
 
-def source_coordinates(
-    rule: Rule, n_in: int, n_out: int, scale: float, roi: tuple[float, float]
-) -> Floats:
+def source_coordinates(rule: Rule, n_in: int, n_out: int, scale: float, roi: tuple[float, float]) -> Floats:
     """float64[out], where each place of the output lies in the input."""
     x = np.arange(n_out, dtype=np.float64)
     match rule.coordinates:
@@ -160,9 +158,14 @@ class Axis:
 
 
 def _interpolate_mode(rule: Rule, rank: int, changed: list[Axis]) -> tuple[str, bool | None] | None:
-    """Mode and align_corners with which F.interpolate gives the same answers, tried on numbers."""
+    """Mode and align_corners with which functional.interpolate gives the same answers, tried on numbers."""
     first_spatial = min(item.axis for item in changed)
-    if rank not in (3, 4, 5) or first_spatial < 2 or rule.antialias or rule.coordinates == "tf_crop_and_resize":
+    if (
+        rank not in (3, 4, 5)
+        or first_spatial < 2
+        or rule.antialias
+        or rule.coordinates == "tf_crop_and_resize"
+    ):
         return None
     names = {
         "nearest": ["nearest", "nearest-exact"],
@@ -178,7 +181,7 @@ def _interpolate_mode(rule: Rule, rank: int, changed: list[Axis]) -> tuple[str, 
 
 
 def _agrees(item: Axis, mode: str, name: str, corner: bool | None) -> bool:
-    """Whether F.interpolate along one axis reads the same places with the same weights.
+    """Whether functional.interpolate along one axis reads the same places with the same weights.
 
     Tried on two vectors of random numbers, which another table would not map to the same result.
     """
@@ -186,11 +189,11 @@ def _agrees(item: Axis, mode: str, name: str, corner: bool | None) -> bool:
     expected = (probe[:, item.table.places] * item.table.weights).sum(axis=-1)
     x = torch.from_numpy(probe.astype(np.float32))
     if mode == "cubic":
-        y = F.interpolate(x[:, None, None], (1, item.n_out), mode=name, align_corners=corner)
+        y = functional.interpolate(x[:, None, None], (1, item.n_out), mode=name, align_corners=corner)
     elif mode == "linear":
-        y = F.interpolate(x[:, None], item.n_out, mode="linear", align_corners=corner)
+        y = functional.interpolate(x[:, None], item.n_out, mode="linear", align_corners=corner)
     else:
-        y = F.interpolate(x[:, None], item.n_out, mode=name)
+        y = functional.interpolate(x[:, None], item.n_out, mode=name)
     # 1e-4: float32 coordinates are off by 1e-7 of up to 1000 places; a wrong place is off by about 1.
     return bool(np.abs(y.reshape(2, -1).numpy() - expected).max() < 1e-4)
 
@@ -205,6 +208,11 @@ def resize_like(node: OpNode, rule: Rule, scales: list[float], sizes: list[int],
         cropped = rule.coordinates == "tf_crop_and_resize" and region != (0.0, 1.0)
         if sizes[axis] == shape[axis] and scales[axis] == 1.0 and not cropped:
             continue
+        if cropped and abs(shape[axis] * scales[axis] - sizes[axis]) > 1e-3:
+            raise Refused(
+                f"scale {scales[axis]} of {shape[axis]} places gives no whole number of them, which "
+                "tf_crop_and_resize of different runtimes reads differently; give sizes instead"
+            )
         if shape[axis] == 0 or sizes[axis] == 0:
             raise Refused(f"resizing shape {shape} to {tuple(sizes)} has nothing to read or to write")
         table = taps(rule, shape[axis], sizes[axis], scales[axis], region)
@@ -216,7 +224,7 @@ def resize_like(node: OpNode, rule: Rule, scales: list[float], sizes: list[int],
         if found is not None:
             name, corner = found
             options = {} if corner is None else {"align_corners": corner}
-            return call(F.interpolate, x, tuple(sizes[2:]), mode=name, **options)
+            return call(functional.interpolate, x, tuple(sizes[2:]), mode=name, **options)
     places = tuple(x.derived(torch.from_numpy(item.table.places), "_places") for item in changed)
     weights = tuple(
         x.derived(torch.from_numpy(item.table.weights).to(torch.float32), "_weights") for item in changed
@@ -236,21 +244,21 @@ def resize_like(node: OpNode, rule: Rule, scales: list[float], sizes: list[int],
 @operator("Resize", 11)
 def resize(node: OpNode) -> Call:
     """Resize along any axes."""
-    mode = node.string("mode", "nearest")
+    mode = node.text("mode", "nearest")
     if mode not in ("nearest", "linear", "cubic"):
         raise Refused(f"mode `{mode}` is not one of nearest, linear, cubic")
     rule = Rule(
         mode,
-        node.string("coordinate_transformation_mode", "half_pixel"),
-        node.string("nearest_mode", "round_prefer_floor"),
-        node.float("cubic_coeff_a", -0.75),
-        bool(node.int("exclude_outside", 0)),
-        bool(node.int("antialias", 0)),
-        node.float("extrapolation_value", 0.0),
+        node.text("coordinate_transformation_mode", "half_pixel"),
+        node.text("nearest_mode", "round_prefer_floor"),
+        node.number("cubic_coeff_a", -0.75),
+        bool(node.integer("exclude_outside", 0)),
+        bool(node.integer("antialias", 0)),
+        node.number("extrapolation_value", 0.0),
     )
     shape = node.shape(0)
     rank = len(shape)
-    axes = [axis % rank for axis in node.ints("axes") or range(rank)]
+    axes = [axis % rank for axis in node.integers("axes") or range(rank)]
     given_scales, given_sizes = node.const(2, "scales"), node.const_ints(3, "sizes")
     scales, sizes = [1.0] * rank, list(shape)
     if given_sizes:
@@ -273,7 +281,7 @@ def resize(node: OpNode) -> Call:
 
 def _kept_aspect(node: OpNode, old: list[int], new: list[int]) -> list[tuple[int, float]]:
     """Size and scale per axis under keep_aspect_ratio_policy."""
-    policy = node.string("keep_aspect_ratio_policy", "stretch")
+    policy = node.text("keep_aspect_ratio_policy", "stretch")
     ratios = [n / o if o else 1.0 for n, o in zip(new, old, strict=True)]
     if policy == "stretch":
         return list(zip(new, ratios, strict=True))
@@ -287,12 +295,12 @@ def _kept_aspect(node: OpNode, old: list[int], new: list[int]) -> list[tuple[int
 @operator("Upsample", 7)
 def upsample(node: OpNode) -> Call:
     """Resize by scales, asymmetric and rounding down."""
-    mode = node.string("mode", "nearest")
+    mode = node.text("mode", "nearest")
     if mode not in ("nearest", "linear"):
         raise Refused(f"mode `{mode}` is not one of nearest, linear")
     shape = node.shape(0)
     if node.op == "Upsample" and node.version < 9:
-        scales = list(node.floats("scales") or ())
+        scales = list(node.numbers("scales") or ())
     else:
         given = node.const(1, "scales")
         scales = [] if given is None else given.tolist()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from hal_torch.bridge.dtypes import to_torch, torch_dtype_of
 from hal_torch.bridge.node import Argument, Call, Operand, OpNode, Refused, call
 from hal_torch.bridge.table import operator
 
-Ints = Sequence[int] | torch.Tensor
+Ints: TypeAlias = Sequence[int] | torch.Tensor
 """Ints known at bridge time, or a tensor of them that is read at each call."""
 
 
@@ -38,7 +39,7 @@ def reshape(x: torch.Tensor, shape: Ints, allow_zero: bool) -> torch.Tensor:
 def reshape_node(node: OpNode) -> Call:
     """Same values, other shape."""
     x, shape = node.input(0), node.ints_or_operand(1)
-    allow_zero = bool(node.int("allowzero", 0))
+    allow_zero = bool(node.integer("allowzero", 0))
     if isinstance(shape, tuple) and x.shape is not None and not allow_zero:
         if any(size == 0 and i >= len(x.shape) for i, size in enumerate(shape)):
             raise Refused(f"shape {shape} copies a dimension that the input of shape {x.shape} lacks")
@@ -58,7 +59,7 @@ def flatten(x: torch.Tensor, axis: int) -> torch.Tensor:
 @operator("Flatten", any_type=True)
 def flatten_node(node: OpNode) -> Call:
     """Make a matrix."""
-    return call(flatten, node.input(0), node.int("axis", 1))
+    return call(flatten, node.input(0), node.integer("axis", 1))
 
 
 def reverse_dims(x: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ def reverse_dims(x: torch.Tensor) -> torch.Tensor:
 @operator("Transpose", any_type=True)
 def transpose(node: OpNode) -> Call:
     """Permute dimensions."""
-    perm = node.ints("perm")
+    perm = node.integers("perm")
     return call(reverse_dims, node.input(0)) if perm is None else call(torch.permute, node.input(0), perm)
 
 
@@ -80,7 +81,7 @@ def squeeze_ones(x: torch.Tensor) -> torch.Tensor:
 
 def _axes(node: OpNode, index: int, since: int) -> tuple[int, ...] | None:
     """Axes from an input, or in operator sets before `since` from an attribute."""
-    return node.ints("axes") if node.version < since else node.const_ints(index, "axes")
+    return node.integers("axes") if node.version < since else node.const_ints(index, "axes")
 
 
 def squeeze(x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
@@ -120,7 +121,7 @@ def unsqueeze_node(node: OpNode) -> Call:
 def concat(node: OpNode) -> Call:
     """Join along an axis."""
     parts = tuple(node.input(i) for i in range(len(node.inputs)))
-    return call(torch.cat, parts, node.int("axis", 0))
+    return call(torch.cat, parts, node.integer("axis", 0))
 
 
 def split(x: torch.Tensor, sizes: Ints, axis: int) -> tuple[torch.Tensor, ...]:
@@ -140,13 +141,13 @@ def split_evenly(x: torch.Tensor, n_parts: int, axis: int) -> tuple[torch.Tensor
 @operator("Split", 2, any_type=True)
 def split_node(node: OpNode) -> Call:
     """Cut along an axis."""
-    axis = node.int("axis", 0)
+    axis = node.integer("axis", 0)
     n_parts = len(node.node.outputs)
-    sizes = node.ints("split") if node.version < 13 else node.ints_or_operand(1)
+    sizes = node.integers("split") if node.version < 13 else node.ints_or_operand(1)
     if n_parts == 1:
         return call(torch.clone, node.input(0))
     if sizes is None:
-        return call(split_evenly, node.input(0), node.int("num_outputs", n_parts), axis)
+        return call(split_evenly, node.input(0), node.integer("num_outputs", n_parts), axis)
     return call(split, node.input(0), sizes, axis)
 
 
@@ -181,7 +182,12 @@ def slice_node(node: OpNode) -> Call:
 def slice_1(node: OpNode) -> Call:
     """Slice with bounds given as attributes."""
     return call(
-        slice_along, node.input(0), node.ints("starts") or (), node.ints("ends") or (), node.ints("axes"), None
+        slice_along,
+        node.input(0),
+        node.integers("starts") or (),
+        node.integers("ends") or (),
+        node.integers("axes"),
+        None,
     )
 
 
@@ -216,7 +222,7 @@ def shape_of(x: torch.Tensor, start: int, end: int | None) -> torch.Tensor:
 def shape_node(node: OpNode) -> Call | torch.Tensor:
     """The shape; a constant when it is static."""
     end = node.attribute("end")
-    start, stop = node.int("start", 0), None if end is None else end.as_int()
+    start, stop = node.integer("start", 0), None if end is None else end.as_int()
     known = node.input(0).shape
     if known is not None:
         return torch.tensor(known[start:stop], dtype=torch.int64)
@@ -271,9 +277,9 @@ def arange(start: torch.Tensor, limit: torch.Tensor, delta: torch.Tensor) -> tor
     """Numbers from start up to limit, without it, in the type of start."""
     first, end, step = start.item(), limit.item(), delta.item()
     count = max(math.ceil((end - first) / step), 0)
-    return (torch.arange(count, dtype=torch.float64 if start.is_floating_point() else torch.int64) * step + first).to(
-        dtype=start.dtype, device=start.device
-    )
+    return (
+        torch.arange(count, dtype=torch.float64 if start.is_floating_point() else torch.int64) * step + first
+    ).to(dtype=start.dtype, device=start.device)
 
 
 @operator("Range", 11)
@@ -301,13 +307,13 @@ def eye_like(node: OpNode) -> torch.Tensor:
     rows, columns = node.shape(0)
     found = node.attribute("dtype")
     dtype = node.dtype(0) if found is None else torch_dtype_of(found.as_int())
-    return eye(rows, columns, node.int("k", 0), dtype)
+    return eye(rows, columns, node.integer("k", 0), dtype)
 
 
 @operator("Trilu", 14)
 def trilu(node: OpNode) -> Call:
     """The upper or lower triangle."""
-    function = torch.triu if node.int("upper", 1) else torch.tril
+    function = torch.triu if node.integer("upper", 1) else torch.tril
     k = node.const_ints(1, "k") or (0,)
     return call(function, node.input(0), k[0])
 
@@ -315,7 +321,7 @@ def trilu(node: OpNode) -> Call:
 def depth_to_space(x: torch.Tensor, block: int, columns_first: bool) -> torch.Tensor:
     """Move channels into blocks of space; `columns_first` is the mode CRD."""
     if columns_first:
-        return F.pixel_shuffle(x, block)
+        return functional.pixel_shuffle(x, block)
     n, c, h, w = x.shape
     parts = x.reshape(n, block, block, c // block**2, h, w).permute(0, 3, 4, 1, 5, 2)
     return parts.reshape(n, c // block**2, h * block, w * block)
@@ -324,14 +330,14 @@ def depth_to_space(x: torch.Tensor, block: int, columns_first: bool) -> torch.Te
 @operator("DepthToSpace")
 def depth_to_space_node(node: OpNode) -> Call:
     """Move channels into space."""
-    mode = node.string("mode", "DCR")
-    return call(depth_to_space, node.input(0), node.int("blocksize", 1), mode == "CRD")
+    mode = node.text("mode", "DCR")
+    return call(depth_to_space, node.input(0), node.integer("blocksize", 1), mode == "CRD")
 
 
 def space_to_depth(x: torch.Tensor, block: int, columns_first: bool) -> torch.Tensor:
     """Move blocks of space into channels; `columns_first` is the mode CRD."""
     if columns_first:
-        return F.pixel_unshuffle(x, block)
+        return functional.pixel_unshuffle(x, block)
     n, c, h, w = x.shape
     parts = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
     return parts.reshape(n, c * block**2, h // block, w // block)
@@ -340,4 +346,6 @@ def space_to_depth(x: torch.Tensor, block: int, columns_first: bool) -> torch.Te
 @operator("SpaceToDepth")
 def space_to_depth_node(node: OpNode) -> Call:
     """Move space into channels."""
-    return call(space_to_depth, node.input(0), node.int("blocksize", 1), node.string("mode", "DCR") == "CRD")
+    return call(
+        space_to_depth, node.input(0), node.integer("blocksize", 1), node.text("mode", "DCR") == "CRD"
+    )

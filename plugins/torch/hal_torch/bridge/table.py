@@ -7,8 +7,9 @@ from collections.abc import Callable
 import onnx_ir as ir
 import torch
 
-from hal_torch.bridge.dtypes import TORCH, to_torch
+from hal_torch.bridge.dtypes import NARROW, TORCH, to_torch
 from hal_torch.bridge.node import Call, Operand, OpNode, Refused, Undecided
+from hal_torch.bridge.unsigned import UNSIGNED, InInt64, computes_in_int64
 
 Translate = Callable[[OpNode], "Call | torch.Tensor | list[Operand]"]
 """Answers a call, a constant, or the operands that already hold the outputs."""
@@ -18,9 +19,6 @@ TABLE: dict[tuple[str, str], list[tuple[int, Translate]]] = {}
 
 NEWEST_OPSET = 28
 """The newest operator set that was compared with the ONNX node tests."""
-
-UNSIGNED = frozenset({torch.uint16, torch.uint32, torch.uint64})
-"""PyTorch stores and converts these, but computes with few of them."""
 
 _ANY_TYPE: set[tuple[str, str]] = set()
 
@@ -86,11 +84,28 @@ def translate(node: OpNode) -> Call | torch.Tensor | list[Operand]:
         Undecided: The node is judged alone and needs its graph.
     """
     found = lookup(node.node, node.version)
+    for value in node.node.inputs:
+        if value is not None and value.dtype in NARROW and node.op != "DequantizeLinear":
+            raise Refused(f"PyTorch has no tensors of {value.dtype.name} (input {value.name})")
     if (domain_of(node.node), node.op) not in _ANY_TYPE:
         for operand in node.inputs:
-            if operand is not None and operand.dtype in UNSIGNED:
-                raise Refused(f"PyTorch does not compute with {operand.dtype} (input {operand.name})")
+            if operand is None or operand.dtype not in UNSIGNED:
+                continue
+            if domain_of(node.node) == "" and computes_in_int64(node.op, operand.dtype):
+                return _widened(found(node), operand.dtype)
+            raise Refused(f"PyTorch does not compute with {operand.dtype} (input {operand.name})")
     return found(node)
+
+
+def _widened(made: Call | torch.Tensor | list[Operand], dtype: torch.dtype) -> Call:
+    """A call on unsigned integers computed in int64.
+
+    Raises:
+        Refused: The translation is not a call.
+    """
+    if not isinstance(made, Call):
+        raise Refused(f"PyTorch does not compute with {dtype}")
+    return Call(InInt64(made.function, dtype), made.args, made.kwargs)
 
 
 def unsupported(node: ir.Node, opset: int) -> str | None:
@@ -119,9 +134,9 @@ def _alone(value: ir.Value | None) -> Operand | None:
     """What is known of an input without its graph."""
     if value is None or not value.name:
         return None
-    if value.dtype is not None and value.dtype not in TORCH:
+    if value.dtype is not None and value.dtype not in TORCH and value.dtype not in NARROW:
         raise Refused(f"input {value.name} is {value.dtype.name}, which PyTorch does not have")
     if value.const_value is not None:
         return Operand(value.name, const=to_torch(value.const_value))
-    hint = None if value.dtype is None else TORCH[value.dtype]
+    hint = None if value.dtype is None else TORCH.get(value.dtype)
     return Operand(value.name, dtype_hint=hint)

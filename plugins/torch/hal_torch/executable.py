@@ -1,0 +1,188 @@
+"""The executable that ``cpu`` and ``cuda`` share: a bridged module, eager or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack
+
+from hal.backend import Configuration, Executable, KernelRuns, Signature, Tensor
+from hal.errors import BackendError, HalError
+from hal.graph.model import Graph
+from hal_torch import kernels
+from hal_torch.bridge import bridge, lower_weights
+from hal_torch.environment import environment_kept
+from hal_torch.failures import reason
+from hal_torch.precision import LOWERED, computing, forbid_reduced_fp32
+from hal_torch.tensors import Borrowed, as_torch, dtype_of, owned, write_into
+
+
+class TorchExecutable(Executable):
+    """A graph as a PyTorch module on one device. It has the abilities KernelTimes and DeviceTensors.
+
+    Settings of PyTorch that hold for the whole process are written before compiling and, where they
+    are found changed, before a run: the number of threads, and float32 that is IEEE float32.
+
+    Args:
+        graph: All dimensions bound.
+        device: Where to run.
+        configuration: Checked by the backend.
+        n_threads: Threads within an operation, on the CPU; None leaves PyTorch's setting.
+        n_workers: Processes that Inductor may compile with at once.
+
+    Raises:
+        UnsupportedGraph: The bridge refuses nodes.
+        BackendError: PyTorch failed.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        device: torch.device,
+        configuration: Configuration,
+        *,
+        n_threads: int | None = None,
+        n_workers: int = 1,
+    ) -> None:
+        self._name = graph.name
+        self._device = device
+        self._precision = configuration.precision
+        self._compiled = configuration.option("mode", "eager") == "compiled"
+        self._n_threads = n_threads
+        self._n_workers = n_workers
+        self._nodes = tuple(graph.nodes)
+        self._signature = graph.signature
+        self._module: torch.fx.GraphModule | None = None
+        self._call: Callable[..., Sequence[torch.Tensor]] = self._closed
+        try:
+            with environment_kept():
+                self._build(graph)
+        except Exception as error:  # the plugin boundary: whatever PyTorch raises keeps its reason
+            raise self._failure("compile", error) from error
+
+    @property
+    def signature(self) -> Signature:
+        """The graph's."""
+        return self._signature
+
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
+        """Run once. Outputs come as tensors on the host, or go where ``outputs`` lie."""
+        self._check_open()
+        # Read outside of inference mode: PyTorch marks tensors made in it, and compiled code is for
+        # one kind of tensor. No context manager of ours here: each costs microseconds per run.
+        given = self._read(inputs)
+        try:
+            self._keep_threads()
+            with torch.inference_mode(), computing(self._device.type, self._precision):
+                answers = self._call(*given)
+            if outputs is None:
+                results = owned(answers, self._dtypes, given, self._constants)
+                # DLPack drops the mark of inference mode: the caller may write to what it owns.
+                return [from_dlpack(to_dlpack(result.cpu())) for result in results]
+            write_into(answers, outputs, self._signature.outputs)
+            self._synchronize()
+            return outputs
+        except Exception as error:  # the plugin boundary: whatever PyTorch raises keeps its reason
+            raise self._failure("run", error) from error
+
+    def close(self) -> None:
+        """Forget the module; weights are freed with it."""
+        self._module = None
+        self._call = self._closed
+
+    def place(self, tensor: Tensor) -> Tensor:
+        """A copy on the device."""
+        given = as_torch(tensor)
+        return torch.empty(given.shape, dtype=given.dtype, device=self._device).copy_(given)
+
+    def kernel_runs(self, inputs: Sequence[Tensor], n_runs: int) -> KernelRuns:
+        """Eager: one kernel per ONNX node. Compiled: one per launch, from a second compilation."""
+        module = self._check_open()
+        given = self._read(inputs)
+        examples = self._examples()
+        try:
+            self._keep_threads()
+            with torch.inference_mode(), computing(self._device.type, self._precision):
+                if not self._compiled:
+                    return kernels.eager_runs(module, given, n_runs, self._marks(), self._nodes)
+                from hal_torch.inductor import compiled
+
+                with environment_kept():
+                    call, graphs = compiled(module, examples, self._n_workers, observed=True)
+                return kernels.compiled_runs(call, module, graphs, given, n_runs, self._nodes)
+        except Exception as error:
+            raise self._failure("time the kernels of", error) from error
+
+    def _build(self, graph: Graph) -> None:
+        self._keep_threads()
+        forbid_reduced_fp32()
+        module = bridge(graph.model)
+        if self._precision in LOWERED:
+            lower_weights(module, LOWERED[self._precision])
+        module = module.to(self._device)
+        self._read = Borrowed(self._signature.inputs, self._device).read
+        self._dtypes = tuple(dtype_of(spec) for spec in self._signature.outputs)
+        self._constants = _addresses((*module.parameters(), *module.buffers()))
+        self._call = module
+        if self._compiled:
+            self._call = self._compile(module)
+        self._module = module
+
+    def _compile(self, module: torch.fx.GraphModule) -> Callable[..., Sequence[torch.Tensor]]:
+        from hal_torch.inductor import compiled
+
+        examples = self._examples()
+        with torch.inference_mode(), computing(self._device.type, self._precision):
+            call, _ = compiled(module, examples, self._n_workers)
+            first, second = call(*examples), call(*examples)
+        # Inductor folds constants of its own; an output that is one has the same memory in each run.
+        self._constants |= _addresses(first) & _addresses(second)
+        return call
+
+    def _examples(self) -> list[torch.Tensor]:
+        # Ones keep divisions and logarithms finite; integers are often indices, where 0 is legal.
+        return [
+            torch.full(
+                [int(size) for size in spec.shape],
+                1.0 if dtype_of(spec).is_floating_point else 0,
+                dtype=dtype_of(spec),
+                device=self._device,
+            )
+            for spec in self._signature.inputs
+        ]
+
+    def _check_open(self) -> torch.fx.GraphModule:
+        if self._module is None:
+            raise BackendError(f"the executable of {self._name!r} was closed; compile the graph again")
+        return self._module
+
+    def _closed(self, *_: torch.Tensor) -> Sequence[torch.Tensor]:
+        raise BackendError(f"the executable of {self._name!r} was closed; compile the graph again")
+
+    def _keep_threads(self) -> None:
+        # One setting for the process: another executable may have left its own.
+        if self._n_threads is not None and torch.get_num_threads() != self._n_threads:
+            torch.set_num_threads(self._n_threads)
+
+    def _failure(self, what: str, error: Exception) -> HalError:
+        if isinstance(error, HalError):
+            return error
+        advice = ""
+        if isinstance(error, torch.OutOfMemoryError):
+            advice = "; free memory on the device or use smaller shapes"
+        return BackendError(
+            f"PyTorch could not {what} {self._name!r} on {self._device} in {self._precision}: "
+            f"{reason(error)}{advice}"
+        )
+
+    def _marks(self) -> kernels.Marks:
+        return kernels.HostMarks()
+
+    def _synchronize(self) -> None:
+        """Wait for the device; the CPU computes before it returns."""
+
+
+def _addresses(tensors: Sequence[torch.Tensor] | Any) -> frozenset[int]:
+    return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)

@@ -1,0 +1,182 @@
+"""PyTorch models as ONNX files: modules, exported programs and ``.pt2`` files."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hal.errors import ModelError
+from hal.tensor import as_numpy
+
+if TYPE_CHECKING:
+    import torch
+
+_FOLDER = re.compile(r'(File ")(?:[^"]*[/\\])([^"/\\]+")')
+
+
+class TorchImporter:
+    """Imports PyTorch only when it is given something of PyTorch's."""
+
+    def accepts(self, source: Any) -> bool:
+        """Whether ``source`` is a ``torch.nn.Module``, an exported program, or a path ending in ``.pt2``."""
+        if isinstance(source, str | Path):
+            return str(source).endswith(".pt2")
+        # An object of PyTorch's can only be there if PyTorch is.
+        loaded = sys.modules.get("torch")
+        module = getattr(getattr(loaded, "nn", None), "Module", None)
+        return (module is not None and isinstance(source, module)) or _is_program(source)
+
+    def to_onnx(self, source: Any, inputs: Any, path: Path) -> dict[str, Any]:
+        """Write an ONNX file with ``torch.onnx.export``; the module is exported in evaluation mode.
+
+        Shapes are those of the example inputs. A module's mode (training or not) is left as it was.
+
+        Args:
+            source: What :meth:`accepts` said yes to.
+            inputs: A tensor, a tuple or list of positional ones, or a dict of keyword ones. None is
+                enough for a program that keeps its example inputs.
+            path: File to write; large weights come beside it.
+
+        Returns:
+            The example inputs as numpy arrays by the names in the file.
+
+        Raises:
+            ModelError: The model cannot be exported; the text says why and what to do.
+        """
+        if isinstance(source, str | Path):
+            source = _load(Path(source))
+        args, kwargs = _split(source, inputs)
+        with _evaluating(source), _quiet():
+            program = _export(source, args, kwargs)
+        flat = _by_name(program.exported_program, args, kwargs)
+        model = program.model
+        for node in model.graph.all_nodes():
+            for key, text in node.metadata_props.items():
+                # Source lines are worth keeping; where the sources lie is this machine's affair.
+                node.metadata_props[key] = _FOLDER.sub(r"\1\2", text)
+        program.save(path)
+        return {str(value.name): flat[str(value.name)] for value in model.graph.inputs}
+
+
+def _is_program(source: Any) -> bool:
+    return any(
+        kind.__name__ == "ExportedProgram" and kind.__module__.startswith("torch.export")
+        for kind in type(source).__mro__
+    )
+
+
+def _load(path: Path) -> torch.export.ExportedProgram:
+    import torch
+
+    try:
+        with _quiet():
+            return torch.export.load(path)
+    except Exception as error:  # PyTorch raises whatever its reader of archives meets
+        raise ModelError(
+            f"{path.name} cannot be read as a PyTorch program ({_cause(error)}); "
+            "expected a file that torch.export.save wrote, by this version of PyTorch or an older one"
+        ) from error
+
+
+def _split(source: Any, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if inputs is None:
+        kept = getattr(source, "example_inputs", None) if _is_program(source) else None
+        if kept is None:
+            raise ModelError(
+                f"{type(source).__name__} needs example inputs to be exported; "
+                "expected a tensor, a tuple of tensors or a dict of keyword arguments"
+            )
+        return tuple(kept[0]), dict(kept[1])
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def _export(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    import torch
+
+    try:
+        program = torch.onnx.export(source, args, kwargs=kwargs, dynamo=True, verbose=False)
+    except Exception as error:  # exporting runs the user's own code, which may raise anything
+        raise ModelError(
+            f"PyTorch cannot export {type(source).__name__} to ONNX: {_cause(error)}\n"
+            "Check that the example inputs run through the model, and replace Python control flow on the "
+            "values of tensors; or export it yourself and give the ONNX file"
+        ) from error
+    return program
+
+
+def _by_name(
+    program: torch.export.ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Flattened example inputs by the names that the exporter gave them."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    kept = program.example_inputs
+    # Keyword arguments are flattened in the order of the signature, not of the caller's dict.
+    order = list(kept[1]) if kept is not None else list(kwargs)
+    leaves = pytree.tree_leaves((args, {name: kwargs[name] for name in order if name in kwargs}))
+    names = program.graph_signature.user_inputs
+    if len(names) != len(leaves):
+        raise ModelError(
+            f"{len(leaves)} example inputs were given where the program takes {len(names)}: "
+            f"{', '.join(map(str, names))}; give them as the program was exported with"
+        )
+    return {
+        str(name): np.array(as_numpy(leaf.detach().cpu().contiguous()))
+        for name, leaf in zip(names, leaves, strict=True)
+        if isinstance(leaf, torch.Tensor)
+    }
+
+
+def _cause(error: BaseException) -> str:
+    from hal_torch.failures import reason
+
+    # The exporter wraps the error that tells in ones that only say which step failed.
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return reason(error)
+
+
+@contextlib.contextmanager
+def _evaluating(source: Any) -> Iterator[None]:
+    modules = [] if _is_program(source) else list(source.modules())
+    modes = [module.training for module in modules]
+    try:
+        if modules:
+            source.eval()
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter prints its steps and failed graphs, warns of its own calls, and logs what it lacks."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        nowhere = io.StringIO()
+        with (
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
