@@ -26,10 +26,7 @@ BRIEF = Policy(
 BACKENDS = ("cpu", "openvino", "onnxruntime")
 #: What a backend refuses, and a word of its reason. Anything else must run.
 REFUSED = {
-    ("silero_vad_op15", "openvino"): "If",
     ("silero_vad_op16", "openvino"): "If",
-    ("silero_vad_op18", "openvino"): "If",
-    ("silero_vad_half", "openvino"): "If",
 }
 #: Share of kernel time that must be mapped to nodes of the model.
 ATTRIBUTED = 0.98
@@ -84,7 +81,9 @@ def test_profile_reaches_the_known_accuracy_when_the_demo_runs() -> None:
 
 def test_profile_takes_a_torch_module_when_given_example_inputs() -> None:
     module, arguments = MODELS["minilm"].require().module()
-    record = hal.profile(module, arguments, targets=["cpu:0/onnxruntime/fp32", "cpu:0/cpu/fp32"], policy=BRIEF)
+    record = hal.profile(
+        module, arguments, targets=["cpu:0/onnxruntime/fp32", "cpu:0/cpu/fp32"], policy=BRIEF
+    )
     for target in record.targets:
         assert target.status == "ok", target.reason
         assert target.relative_l2 is not None

@@ -101,7 +101,6 @@ class TorchExecutable(Executable):
         """Eager: one kernel per ONNX node. Compiled: one per launch, from a second compilation."""
         module = self._check_open()
         given = self._read(inputs)
-        examples = self._examples()
         try:
             self._keep_threads()
             with torch.inference_mode(), computing(self._device.type, self._precision):
@@ -110,7 +109,7 @@ class TorchExecutable(Executable):
                 from hal_torch.inductor import compiled
 
                 with environment_kept():
-                    call, graphs = compiled(module, examples, self._n_workers, observed=True)
+                    call, graphs = compiled(module, given, self._n_workers, observed=True)
                 return kernels.compiled_runs(call, module, graphs, given, n_runs, self._nodes)
         except Exception as error:
             raise self._failure("time the kernels of", error) from error
@@ -136,9 +135,6 @@ class TorchExecutable(Executable):
         examples = self._examples()
         with torch.inference_mode(), computing(self._device.type, self._precision):
             call, _ = compiled(module, examples, self._n_workers)
-            first, second = call(*examples), call(*examples)
-        # Inductor folds constants of its own; an output that is one has the same memory in each run.
-        self._constants |= _addresses(first) & _addresses(second)
         return call
 
     def _examples(self) -> list[torch.Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ Call = Callable[..., Sequence[torch.Tensor]]
 def compiled(
     module: torch.fx.GraphModule, examples: Sequence[torch.Tensor], n_workers: int, *, observed: bool = False
 ) -> tuple[Call, list[list[Launch]]]:
-    """Compile now, by running once on examples.
+    """Compile now, by running once on examples; at the first run where those do not suit the model.
 
     Call it, and later what it returns, in the same context (inference mode, autocast): PyTorch
     compiles again where that changed.
@@ -47,11 +49,13 @@ def compiled(
         }
     call: Call = torch.compile(module, dynamic=False, options=options)
     try:
-        with recorded(observed) as graphs:
+        with recorded(observed) as graphs, _without_advice():
             call(*examples)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+        if not observed and not _suit(module, examples):
+            return call, []
         raise BackendError(
             f"Inductor cannot compile the model: {reason(error)}\n"
             "Use mode=eager, or see `hal doctor` for what Inductor needs"
@@ -59,3 +63,29 @@ def compiled(
     finally:
         shutdown_compile_workers()
     return call, graphs
+
+
+def _suit(module: torch.fx.GraphModule, examples: Sequence[torch.Tensor]) -> bool:
+    """Whether made-up inputs can be trusted to fail only where real ones would.
+
+    They may take a branch that real ones of these shapes never take, or be no legal shape or index.
+    """
+    if any(node.op == "call_module" for node in module.graph.nodes):  # If and Loop, by the bridge
+        return False
+    try:
+        module(*examples)
+    except Exception:  # noqa: BLE001  the reason does not matter: the examples are not the user's
+        return False
+    return True
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Dynamo logs how the code of a module, here the bridge's, could be written to compile better."""
+    log = logging.getLogger("torch._dynamo")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
