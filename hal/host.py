@@ -14,6 +14,10 @@ CGROUP_ROOT = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
 
+#: Memory in use by a control group. Source: Linux kernel documentation, cgroup-v2 and cgroup-v1 memory.
+_USED = ("memory.current", "memory.usage_in_bytes")
+
+
 def n_usable_cpus(cgroup_root: Path | None = None) -> int:
     """Cores this process may keep busy: affinity mask and container quota, whichever is less.
 
@@ -67,10 +71,22 @@ def total_memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Memory that can be taken now without swapping."""
+    """Memory that can be taken now without swapping or meeting the container's limit."""
     import psutil
 
-    return min(int(psutil.virtual_memory().available), total_memory_bytes())
+    free = int(psutil.virtual_memory().available)
+    limit = memory_limit_bytes()
+    if limit is None:
+        return free
+    used = max(
+        (_number(folder / name) for folder in _cgroup_folders(CGROUP_ROOT) for name in _USED), default=0
+    )
+    return min(free, max(limit - used, 0))
+
+
+def _number(path: Path) -> int:
+    text = _read(path) or ""
+    return int(text) if text.isdigit() else 0
 
 
 def cpu_name() -> str:

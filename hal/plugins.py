@@ -54,8 +54,7 @@ def installed() -> tuple[Plugin, ...]:
     """
     found: dict[str, dict[tuple[str, str], Plugin]] = defaultdict(dict)
     for entry in metadata.entry_points(group=GROUP):
-        distribution = entry.dist.metadata["Name"] if entry.dist else "unknown"
-        version = entry.dist.version if entry.dist else ""
+        distribution, version = _owner(entry)
         plugin = Plugin(name=entry.name, distribution=distribution, version=version, entry_point=entry.value)
         # One distribution can be seen twice, for example from its folder and from site-packages.
         found[entry.name].setdefault((distribution.lower(), entry.value), plugin)
@@ -94,8 +93,8 @@ def open_backend(ref: BackendRef) -> Backend:
         ContractViolation: What it returned is not a backend of this contract's version.
     """
     started_ns = time.perf_counter_ns()
-    if ref.entry_point.startswith(_SCHEME):
-        name = ref.entry_point.removeprefix(_SCHEME)
+    name = ref.entry_point.removeprefix(_SCHEME)
+    if name != ref.entry_point:
         backend = _call_hook(_find(name), "hal_backend")
         what = f"plugin {name!r}"
         if backend is None:
@@ -104,6 +103,11 @@ def open_backend(ref: BackendRef) -> Backend:
         what = repr(ref.entry_point)
         backend = _call(ref)
     accepted = _check(backend, what)
+    if name != ref.entry_point and accepted.name != name:
+        raise ContractViolation(
+            f"{what} is refused: its backend calls itself {accepted.name!r}; "
+            "Backend.name must be the name of the entry point"
+        )
     _log.debug("opened %s in %.0f ms", what, (time.perf_counter_ns() - started_ns) / 1e6)
     return accepted
 
@@ -125,6 +129,16 @@ def importers() -> tuple[tuple[str, Importer], ...]:
         if importer is not None:
             found.append((plugin.name, importer))
     return tuple(found)
+
+
+def _owner(entry: metadata.EntryPoint) -> tuple[str, str]:
+    """Name and version of the distribution, as far as its metadata can be read."""
+    try:
+        if entry.dist is not None and entry.dist.metadata["Name"]:
+            return entry.dist.metadata["Name"], entry.dist.version
+    except (AttributeError, KeyError, TypeError):  # what importlib.metadata raises for a broken folder
+        _log.warning("the metadata of the distribution that brings plugin %s cannot be read", entry.name)
+    return "unknown", ""
 
 
 def _allowed(found: dict[str, Any]) -> set[str]:

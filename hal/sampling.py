@@ -34,7 +34,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     burst_lead_in_runs: int = 1
     min_time_ns: int = 600_000_000
     min_runs: int = 20
-    min_bursts: int = 8
+    min_bursts: int = 9
     max_time_ns: int = 5_000_000_000
     interval_target: float = 0.01
     unstable_above: float = 0.05
@@ -109,10 +109,12 @@ def verdict(bursts: Sequence[Sequence[int]], warm: WarmUp, policy: Policy) -> Ve
     """Judge a finished series; each reason carries its figure."""
     samples = [float(duration) for durations in bursts for duration in durations]
     reasons: list[str] = []
-    if not warm.settled and len(samples) < policy.min_runs:
+    if len(samples) < policy.min_runs:
         reasons.append(
             f"only {len(samples)} runs fitted into the time limit (at least {policy.min_runs} wanted)"
         )
+    elif not warm.settled:
+        reasons.append(f"durations had not settled after {warm.n_runs} runs of warm-up")
     uncertainty = _uncertainty(bursts)
     if uncertainty > policy.unstable_above:
         reasons.append(
@@ -134,5 +136,7 @@ def verdict(bursts: Sequence[Sequence[int]], warm: WarmUp, policy: Policy) -> Ve
 
 def _uncertainty(bursts: Sequence[Sequence[int]]) -> float:
     # Runs inside a burst share their noise; burst medians are nearly independent, so the interval
-    # is taken over them. With few bursts it is their range, which is wide, as it should be.
-    return stats.relative_half_width([stats.median(durations) for durations in bursts])
+    # is taken over them. With few bursts it is their range, which is wide, as it should be; a single
+    # burst has only its own runs.
+    medians = [stats.median(durations) for durations in bursts]
+    return stats.relative_half_width(medians if len(medians) > 1 else bursts[0])

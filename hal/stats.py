@@ -53,8 +53,9 @@ def median_interval(samples: Sequence[float]) -> Interval:
     """A 95% confidence interval of the median, without assuming a distribution.
 
     Source: Le Boudec, "Performance Evaluation of Computer and Communication Systems" (2010),
-    theorem 2.1: ranks ``n/2 -+ 0.980 * sqrt(n)`` (normal approximation of the binomial). Below
-    six samples no such interval exists at 95%, and the range is returned.
+    theorem 2.1: the order statistics k and n+1-k, where k is the largest rank with
+    ``P(Binomial(n, 1/2) < k) <= 0.025``. Below six samples no rank qualifies, and the range is returned;
+    from six to eight it is the range too.
 
     Raises:
         ValueError: No samples.
@@ -63,12 +64,17 @@ def median_interval(samples: Sequence[float]) -> Interval:
         raise ValueError("interval of no samples; expected at least one")
     ordered = sorted(samples)
     n = len(ordered)
-    if n < 6:
-        return Interval(ordered[0], ordered[-1])
-    half = 0.980 * math.sqrt(n)
-    low = max(math.floor(n / 2 - half), 1)
-    high = min(math.ceil(n / 2 + half) + 1, n)
-    return Interval(ordered[low - 1], ordered[high - 1])
+    rank = _lower_rank(n)
+    return Interval(ordered[rank - 1], ordered[n - rank])
+
+
+def _lower_rank(n: int) -> int:
+    if n > 1000:  # exact sums grow long, and the normal approximation is within one rank by then
+        return max(math.floor(n / 2 - 0.980 * math.sqrt(n)), 1)
+    tail, rank = 0, 0
+    while (tail := tail + math.comb(n, rank)) <= 0.025 * 2**n:
+        rank += 1
+    return max(rank, 1)
 
 
 def relative_half_width(samples: Sequence[float]) -> float:

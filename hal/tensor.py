@@ -85,6 +85,8 @@ _DLManagedTensor._fields_ = (
 _api = ctypes.pythonapi
 _api.PyCapsule_New.restype = ctypes.py_object
 _api.PyCapsule_New.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+_api.PyCapsule_IsValid.restype = ctypes.c_int
+_api.PyCapsule_IsValid.argtypes = (ctypes.c_void_p, ctypes.c_char_p)
 _api.PyCapsule_GetPointer.restype = ctypes.c_void_p
 _api.PyCapsule_GetPointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _api.PyCapsule_SetName.restype = ctypes.c_int
@@ -99,6 +101,16 @@ def _forget(managed: Any) -> None:
 
 
 _release = _Deleter(_forget)
+
+
+def _drop(capsule: int) -> None:
+    # A capsule that nobody consumed still has its first name: then nobody else calls the deleter.
+    if _api.PyCapsule_IsValid(capsule, b"dltensor"):
+        _exported.pop(_api.PyCapsule_GetPointer(ctypes.cast(capsule, ctypes.py_object), b"dltensor"), None)
+
+
+_Destructor = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_destroy = _Destructor(_drop)
 
 
 class HostTensor:
@@ -133,7 +145,7 @@ class HostTensor:
         managed.deleter = _release
         address = ctypes.addressof(managed)
         _exported[address] = (managed, array, shape, strides)
-        return _api.PyCapsule_New(address, b"dltensor", None)
+        return _api.PyCapsule_New(address, b"dltensor", ctypes.cast(_destroy, ctypes.c_void_p))
 
 
 class _Imported:

@@ -22,7 +22,11 @@ PLUGINS = ("torch", "cpu", "cuda", "openvino", "onnxruntime")
 
 def run(*command: str | Path, **environment: str) -> str:
     """Run a command, show it and return its stdout; a failure ends the script."""
-    print("+", " ".join(Path(str(part)).name if str(part).startswith("/") else str(part) for part in command), flush=True)
+    print(
+        "+",
+        " ".join(Path(str(part)).name if str(part).startswith("/") else str(part) for part in command),
+        flush=True,
+    )
     result = subprocess.run(
         [str(part) for part in command],
         capture_output=True,
@@ -41,7 +45,18 @@ def build(folder: Path) -> dict[str, Path]:
     for name in ("", *PLUGINS):
         source = ROOT / "plugins" / name if name else ROOT
         target = folder / (name or "runtime")
-        run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", target, source)
+        run(
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            target,
+            source,
+        )
         (wheels[name],) = target.glob("*.whl")
     return wheels
 
@@ -76,10 +91,14 @@ def main() -> None:
             reasons = json.dumps(devices)
             expect(name == "torch" or "install" in reasons, f"{name} says what is missing")
             run(bare / "python", "-m", "pip", "uninstall", "--quiet", "--yes", f"hal-{name}")
-        real = environment(folder / "real", wheels[""], wheels["openvino"], wheels["onnxruntime"], "onnxruntime>=1.20")
+        real = environment(
+            folder / "real", wheels[""], wheels["openvino"], wheels["onnxruntime"], "onnxruntime>=1.24"
+        )
         output = folder / "digits.json"
         run(real / "hal", "profile", "demo:digits", "--output", output)
-        statuses = {target["target"]: target["status"] for target in json.loads(output.read_text())["targets"]}
+        statuses = {
+            target["target"]: target["status"] for target in json.loads(output.read_text())["targets"]
+        }
         for target in ("cpu:0/openvino/fp32", "cpu:0/onnxruntime/fp32"):
             expect(statuses[target] == "ok", f"{target} runs from wheels")
     print("wheels: built, installed and used in fresh environments")

@@ -25,7 +25,7 @@ class Plugins:
     """A folder of installed plugins; only those named here are active."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._folder, self._monkeypatch, self._names = folder, monkeypatch, []
+        self.folder, self._monkeypatch, self._names = folder, monkeypatch, []
         monkeypatch.syspath_prepend(str(folder))
         path = [str(folder), *[entry for entry in sys.path if entry]]
         monkeypatch.setenv("PYTHONPATH", ":".join(path))
@@ -36,8 +36,8 @@ class Plugins:
         """Install a plugin whose module has this source."""
         distribution = distribution or f"hal-{name}"
         module = f"{distribution.replace('-', '_')}_module"
-        (self._folder / f"{module}.py").write_text(source)
-        info = self._folder / f"{distribution.replace('-', '_')}-1.2.3.dist-info"
+        (self.folder / f"{module}.py").write_text(source)
+        info = self.folder / f"{distribution.replace('-', '_')}-1.2.3.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2.3\n")
         (info / "entry_points.txt").write_text(f"[hal.plugins]\n{name} = {module}\n")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import ParamSpec
 
 from hal.cli.output import ReaderGone, say
-from hal.errors import HalError
+from hal.errors import HalError, StorageError
 
 P = ParamSpec("P")
 
@@ -41,6 +41,8 @@ def guarded(command: Callable[P, int], *, traceback: bool) -> Callable[P, int]:
         except (ReaderGone, BrokenPipeError):  # also where the message itself found no reader
             _forget_stdout()
             return 141
+        except StorageError as error:  # the message itself could not be written: stderr is full
+            return error.exit_code
 
     return run
 
@@ -56,7 +58,7 @@ def _mapped(command: Callable[[], int], traceback: bool) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         _trace(traceback)
-        say("interrupted; no file was written")
+        say("interrupted")
         return 130
     except MemoryError as error:
         _trace(traceback)

@@ -51,9 +51,7 @@ def bench_text(profile: Profile) -> Iterator[RenderableType]:
     """Everything ``hal bench`` prints."""
     yield from header(profile)
     yield line("")
-    baselines = sorted({ratio.baseline for ratio in profile.ratios})
-    against = f"; ratio: time over that of {', '.join(baselines)}, side by side" if baselines else ""
-    yield line(f"Targets in turn, end to end per run{against}", "bold")
+    yield line(f"Targets in turn, end to end per run{_against(profile)}", "bold")
     yield _ratios(profile)
     yield from remarks(profile)
     yield line("")
@@ -135,7 +133,12 @@ def ordered(profile: Profile) -> list[TargetProfile]:
 
 def _caption(profile: Profile) -> str:
     reference = f"; error: relative L2 against {profile.reference}" if profile.reference else ""
-    return f"Targets, end to end per run, fastest first{reference}"
+    return f"Targets, end to end per run, fastest first{_against(profile)}{reference}"
+
+
+def _against(profile: Profile) -> str:
+    baselines = sorted({ratio.baseline for ratio in profile.ratios})
+    return f"; ratio: time over that of {', '.join(baselines)}, side by side" if baselines else ""
 
 
 def _targets(profile: Profile) -> Table:
@@ -151,15 +154,13 @@ def _targets(profile: Profile) -> Table:
         ("status", "name"),
     ]
     made = table(*columns)
-    ranking = profile.ranking
-    fastest_ns = figures.median_of(ranking[0]) if ranking else 0
+    ratios = {ratio.target: ratio.median for ratio in profile.ratios}
     for target in ordered(profile):
-        median_ns = figures.median_of(target)
         texts = [
             figures.median_text(target.timing),
             figures.spread_text(target.timing),
             figures.count_text(target.timing),
-            figures.ratio_text(median_ns / max(fastest_ns, 1)) if target in ranking else figures.NOTHING,
+            figures.ratio_text(ratios[target.target]) if target.target in ratios else figures.NOTHING,
             figures.error_of(target),
             *([figures.accuracy_text(target)] if with_accuracy else []),
         ]

@@ -24,6 +24,11 @@ from hal.records.targets import Signature, TensorSpec
 from hal.tensor import Array
 
 _log = logging.getLogger("hal.graph")
+# It would print a traceback on stderr for a file that is refused with one clear error here.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
+
+#: Shape of a tensor whose rank is not known.
+ANY_RANK = ("...",)
 
 #: Above this, weights are written beside the model, so that readers can map them instead of copying
 #: (and protobuf's limit of 2 GiB is never met).
@@ -65,15 +70,25 @@ class Graph:
             proto, base, stem = reading.parse(source, "the bytes given"), None, "model"
         else:
             path = Path(source)
-            proto, base, stem = reading.read(path), path.resolve().parent, path.stem
+            proto, base, stem = reading.read(path), path.parent.resolve(), path.stem
         reading.check(proto, base, stem)
         digest = _digest(proto, base)
-        model = ir.serde.deserialize_model(proto)
-        if base is not None:
-            ir.external_data.set_base_dir(model.graph, base)
-        _normalise(model)
-        _infer_shapes(model)
-        return cls(model, name=name or stem, digest=digest)
+        # onnx-ir raises many kinds of errors, its own and built-in ones, for files that pass the checks
+        # above and are still no models. All mean the same to the caller.
+        try:
+            model = ir.serde.deserialize_model(proto)
+            if base is not None:
+                ir.external_data.set_base_dir(model.graph, base)
+            _normalise(model)
+            _infer_shapes(model)
+            graph = cls(model, name=name or stem, digest=digest)
+            _ = graph.signature
+        except Exception as error:
+            raise ModelError(
+                f"model {stem!r} cannot be used: {type(error).__name__}: {error}; "
+                "the file is damaged or its exporter has a fault"
+            ) from error
+        return graph
 
     @classmethod
     def load_prepared(cls, path: Path, *, name: str, digest: str) -> Graph:
@@ -119,6 +134,9 @@ class Graph:
         model = self.model.clone()
         for value in model.graph.inputs:
             given = shapes.get(str(value.name))
+            if value.shape is None and given is not None:
+                value.shape = ir.Shape(given)
+                continue
             sizes = specs[str(value.name)].shape
             bound = [
                 size if isinstance(size, int) else given[i] if given is not None else dims.get(size, size)
@@ -138,7 +156,7 @@ class Graph:
             )
         return graph
 
-    def check_inputs(self, inputs: Mapping[str, Array], *, allow_nan: bool = False) -> list[Array]:
+    def check_inputs(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Inputs by position, after checking names, types, shapes and NaN.
 
         Raises:
@@ -155,7 +173,7 @@ class Graph:
             if spec.name not in inputs:
                 found.append(f"input {spec.name!r} is missing; expected {spec}")
                 continue
-            found.extend(_input_problems(spec, inputs[spec.name], allow_nan))
+            found.extend(_input_problems(spec, inputs[spec.name]))
         if found:
             raise InputError(problems(f"inputs do not fit model {self.name!r}", found))
         return [inputs[spec.name] for spec in specs]
@@ -235,8 +253,8 @@ class Graph:
 
 
 def _spec(value: ir.Value) -> TensorSpec:
-    dtype = "float32" if value.dtype is None else _dtype_name(value.dtype)
-    shape: tuple[int | str, ...] = ()
+    dtype = "unknown" if value.dtype is None else _dtype_name(value.dtype)
+    shape: tuple[int | str, ...] = ANY_RANK
     if value.shape is not None:
         shape = tuple(size if isinstance(size, int) else (size.value or "?") for size in value.shape.dims)
     return TensorSpec(str(value.name), dtype, shape)
@@ -246,20 +264,26 @@ def _dtype_name(dtype: ir.DataType) -> str:
     return "string" if dtype == ir.DataType.STRING else dtype.numpy().name
 
 
-def _input_problems(spec: TensorSpec, given: Any, allow_nan: bool) -> Iterator[str]:
+def _is_fraction(dtype: np.dtype[Any]) -> bool:
+    # ml_dtypes' types are of numpy's kind V.
+    return dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))
+
+
+def _input_problems(spec: TensorSpec, given: Any) -> Iterator[str]:
     array = np.asarray(given)
     kind = "string" if array.dtype.kind in "USO" else array.dtype.name
     if kind != spec.dtype:
         yield f"input {spec.name!r} has type {kind}; expected {spec.dtype}"
     shape = tuple(array.shape)
-    fits = len(shape) == len(spec.shape) and all(
-        not isinstance(want, int) or want == got for want, got in zip(spec.shape, shape, strict=True)
+    fits = spec.shape == ANY_RANK or (
+        len(shape) == len(spec.shape)
+        and all(not isinstance(want, int) or want == got for want, got in zip(spec.shape, shape, strict=True))
     )
     if not fits:
         yield f"input {spec.name!r} has shape {list(shape)}; expected {list(spec.shape)}"
     if array.dtype.byteorder == ">":
         yield f"input {spec.name!r} is big-endian; expected the machine's byte order"
-    if not allow_nan and array.dtype.kind == "f" and np.isnan(array).any():
+    if _is_fraction(array.dtype) and np.isnan(array).any():
         yield (
             f"input {spec.name!r} holds {int(np.isnan(array).sum())} NaN of {array.size} values; "
             "expected numbers: a comparison of answers would mean nothing"
@@ -276,6 +300,9 @@ def _collect_dims(
             found.append(f"input {name!r} is unknown; the model takes {', '.join(specs) or 'none'}")
             continue
         spec = specs[name]
+        if spec.shape == ANY_RANK:
+            found.extend(f"{spec} cannot have a size of {size}" for size in shape if size < 0)
+            continue
         if len(shape) != len(spec.shape):
             found.append(f"{spec} has {len(spec.shape)} dimensions, {list(shape)} has {len(shape)}")
             continue

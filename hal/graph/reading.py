@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,15 @@ _FOREIGN = (
     (4, b"TFL3", "a TFLite file: convert it with tf2onnx"),
     (0, b"<?xml", "an XML file (OpenVINO IR): give the ONNX it was made from"),
 )
+_ELEMENT_TYPES = set(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+#: Bits per element. Source: onnx.proto, TensorProto.DataType; types with packed or variable sizes by name.
+_BITS = {
+    number: 4 if name.endswith(("INT4", "FLOAT4E2M1")) else 2 if name.endswith("INT2") else 8 * size
+    for name, number in onnx.TensorProto.DataType.items()
+    if name not in ("UNDEFINED", "STRING") and (size := onnx.helper.tensor_dtype_to_np_dtype(number).itemsize)
+}
+#: Problems of one file that are told; a damaged file can have thousands.
+_SHOWN = 20
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -78,13 +88,21 @@ def check(proto: onnx.ModelProto, base: Path | None, name: str) -> None:
         ModelError: Names all problems at once: versions, unknown operators, dangling names, external
             data.
     """
-    found = [*_version_problems(proto), *_operator_problems(proto), *_wiring_problems(proto)]
+    found = [
+        *_version_problems(proto),
+        *_operator_problems(proto),
+        *_input_problems(proto.graph),
+        *_wiring_problems(proto.graph, set()),
+        *_size_problems(proto.graph),
+    ]
     for tensor in external_tensors(proto):
         problem = _external_problem(tensor, base)
         if problem:
             found.append(problem)
+    if len(found) > _SHOWN:
+        found[_SHOWN:] = [f"and {len(found) - _SHOWN} more of the kind"]
     if found:
-        raise ModelError(problems(f"model {name!r} cannot be used", found[:20]))
+        raise ModelError(problems(f"model {name!r} cannot be used", found))
 
 
 def external_tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
@@ -161,21 +179,66 @@ def _operator_problems(proto: onnx.ModelProto) -> Iterator[str]:
         yield f"{text}; check the exporter, or give its domain if it is a custom operator"
 
 
-def _wiring_problems(proto: onnx.ModelProto) -> Iterator[str]:
-    graph = proto.graph
-    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+def _input_problems(graph: onnx.GraphProto) -> Iterator[str]:
+    seen = set()
+    for value in graph.input:
+        if value.name in seen:
+            yield f"input {value.name!r} is declared twice; the file is damaged"
+        seen.add(value.name)
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            what = (kind or "nothing").removesuffix("_type").replace("_", " ")
+            yield f"input {value.name!r} is declared as {what}; only tensors can be given: export it so"
+        elif value.type.tensor_type.elem_type not in _ELEMENT_TYPES:
+            yield (
+                f"input {value.name!r} has element type {value.type.tensor_type.elem_type}, "
+                "which onnx does not define; the file is damaged"
+            )
+
+
+def _wiring_problems(graph: onnx.GraphProto, outer: set[str]) -> Iterator[str]:
+    known = outer | {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     known |= {tensor.values.name for tensor in graph.sparse_initializer} | {""}
     for index, node in enumerate(graph.node):
+        what = f"node {node.name or index!r} ({node.op_type})"
         for name in node.input:
             if name not in known:
                 yield (
-                    f"node {node.name or index!r} ({node.op_type}) reads {name!r}, which nothing before "
-                    "it writes; the file is damaged or its nodes are out of order"
+                    f"{what} reads {name!r}, which nothing before it writes; "
+                    "the file is damaged or its nodes are out of order"
                 )
-        known.update(node.output)
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
+                yield f"{what} has an attribute {attribute.name!r} without a type; the file is damaged"
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _wiring_problems(inner, known)
+        for name in node.output:
+            if name and name in known - outer:
+                yield f"{what} writes {name!r}, which is written before; the file is damaged"
+            known.add(name)
     for value in graph.output:
         if value.name not in known:
             yield f"output {value.name!r} is written by no node; the file is damaged"
+
+
+def _size_problems(graph: onnx.GraphProto) -> Iterator[str]:
+    for tensor in (tensor for inner in _graphs(graph) for tensor in inner.initializer):
+        if not tensor.HasField("raw_data"):
+            continue
+        wanted = _n_bytes(tensor)
+        if wanted is not None and len(tensor.raw_data) != wanted:
+            yield (
+                f"weights {tensor.name!r} have {len(tensor.raw_data)} bytes; "
+                f"{list(tensor.dims)} of type {tensor.data_type} need {wanted}; the file is damaged"
+            )
+
+
+def _n_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes of a tensor's data by its shape and type; None where the type has no fixed size."""
+    bits = _BITS.get(tensor.data_type)
+    if bits is None or any(size < 0 for size in tensor.dims):
+        return None
+    return -(-math.prod(tensor.dims) * bits // 8)
 
 
 def _external_problem(tensor: onnx.TensorProto, base: Path | None) -> str | None:
@@ -184,6 +247,8 @@ def _external_problem(tensor: onnx.TensorProto, base: Path | None) -> str | None
     what = f"external data of {tensor.name!r} ({location!r})"
     if base is None:
         return f"{what} cannot be found from bytes; load the model from its file"
+    if "\0" in location:
+        return f"{what} has a zero byte in its name; the file is damaged"
     path = base / location
     if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(base):
         return f"{what} lies outside the model's folder; it must be a relative path inside it"
@@ -197,4 +262,8 @@ def _external_problem(tensor: onnx.TensorProto, base: Path | None) -> str | None
     size = path.stat().st_size
     if offset < 0 or offset + max(length, 0) > size:
         return f"{what} is {size} bytes; the model wants {max(length, 0)} bytes at offset {offset}"
+    wanted = _n_bytes(tensor)
+    told = length if length >= 0 else size - offset
+    if wanted is not None and told < wanted:
+        return f"{what} gives {told} bytes; {list(tensor.dims)} need {wanted}"
     return None

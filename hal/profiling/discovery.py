@@ -10,11 +10,12 @@ import msgspec
 
 from hal import plugins as registry
 from hal.backend import Backend, Configuration, Device, OptionSpec, Target
-from hal.errors import HalError, NoBackend, TargetError
+from hal.errors import ContractViolation, HalError, NoBackend, TargetError, problems
 from hal.plugins import Plugin
 from hal.profiling.privacy import scrub
 from hal.profiling.progress import Progress, Silent
 from hal.records.profile import PluginInfo
+from hal.records.targets import PRECISIONS, is_device_id, is_name
 from hal.worker import Deadlines, WorkerBackend
 
 _log = logging.getLogger("hal.profiling")
@@ -172,14 +173,37 @@ def _ask(plugin: Plugin, deadlines: Deadlines | None) -> tuple[list[Found], str]
     try:
         ref = registry.reference(plugin.name)
         with WorkerBackend(ref, deadlines=deadlines) as backend:
-            return [
-                Found(backend.name, device, _options(backend, device)) for device in backend.discover()
-            ], ""
+            devices = backend.discover()
+            _check_devices(backend.name, devices)
+            return [Found(backend.name, device, _options(backend, device)) for device in devices], ""
     except NoBackend:  # it only imports models, as hal-torch does: no failure
         return [], ""
     except HalError as error:
         _log.warning("plugin %s: %s", plugin.name, error)
         return [], error.message
+
+
+def _check_devices(backend: str, devices: Sequence[Device]) -> None:
+    """Refuse devices that no target could name.
+
+    Raises:
+        ContractViolation: Names every device and what is wrong with it.
+    """
+    found, seen = [], set()
+    for device in devices:
+        if not is_device_id(device.id):
+            found.append(f"device {device.id!r}: its id must be KIND:INDEX, for example cpu:0")
+        if unknown := [precision for precision in device.precisions if precision not in PRECISIONS]:
+            found.append(f"device {device.id!r}: unknown precisions {unknown}; known are {list(PRECISIONS)}")
+        if device.variant and not is_name(device.variant):
+            found.append(
+                f"device {device.id!r}: variant {device.variant!r} must be lower-case letters and digits"
+            )
+        if (device.id, device.variant) in seen:
+            found.append(f"device {device.id!r} with variant {device.variant!r} is listed twice")
+        seen.add((device.id, device.variant))
+    if found:
+        raise ContractViolation(problems(f"backend {backend!r} discovered devices hal cannot use", found))
 
 
 def _options(backend: Backend, device: Device) -> tuple[OptionSpec, ...]:

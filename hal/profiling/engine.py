@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
+
 import hal
 from hal import host, plugins
-from hal.backend import Target
-from hal.errors import TargetError
+from hal.backend import Device, Target
+from hal.errors import ModelError, TargetError
 from hal.graph.reference import ReferenceUnavailable, cached_reference
 from hal.profiling import environment
 from hal.profiling.discovery import Discovery, discover
@@ -167,7 +169,7 @@ def _carry_out(job: _Job) -> Profile:
         model=_model_info(job.subject),
         environment=environment.describe(job.discovery.installed),
         plugins=job.discovery.plugins,
-        devices=tuple(device for _, device in job.discovery.devices),
+        devices=tuple(_public(device) for _, device in job.discovery.devices),
         targets=records,
         ratios=against_fastest(records),
         reference="onnx ReferenceEvaluator, heavy operators in float64" if reference is not None else "",
@@ -239,9 +241,16 @@ def _reference(subject: Subject, progress: Progress) -> tuple[list[Array] | None
             cache_folder() / "reference",
             progress=progress.advance,
         )
-    except ReferenceUnavailable as error:
-        return None, f"no reference, so answers were not checked: {error}"
+    except (ReferenceUnavailable, ModelError) as error:  # ModelError: too large for one message
+        return None, f"no reference, so answers were not checked: {scrub(str(error))}"
     return [answers[spec.name] for spec in graph.signature.outputs], ""
+
+
+def _public(device: Device) -> Device:
+    properties = {
+        name: scrub(value) if isinstance(value, str) else value for name, value in device.properties.items()
+    }
+    return msgspec.structs.replace(device, unavailable=scrub(device.unavailable), properties=properties)
 
 
 def _model_info(subject: Subject) -> ModelInfo:

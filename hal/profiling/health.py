@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 
 import msgspec
@@ -21,6 +22,7 @@ from hal.profiling.discovery import Discovery, discover
 from hal.profiling.environment import governor
 from hal.profiling.progress import Progress, Silent
 from hal.records.places import cache_folder
+from hal.tensor import as_numpy
 from hal.worker import Deadlines, WorkerBackend
 
 #: Below this, exporting or caching a model of a few hundred megabytes fails half-way.
@@ -42,19 +44,29 @@ class Proof(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def prove(backend_name: str, device: Device, *, deadlines: Deadlines | None = None) -> Proof:
-    """Compute a 2x2 matrix product on a device, in a child process, and check it."""
-    a = np.array([[1, 2], [3, 4]], np.float32)
-    b = np.array([[5, 6], [7, 8]], np.float32)
+    """Compute a 2x2 matrix product on a device, in a child process, and check it.
+
+    In fp32 where the device has it, with factors that bf16, fp16 and TF32 cannot hold: a device that
+    rounds behind one's back does not pass.
+    """
+    precision = "fp32" if "fp32" in device.precisions else device.precisions[0]
+    # 1 + 2^-13 needs 13 bits of fraction: fp32 has 23; TF32 and fp16 have 10, bf16 has 7.
+    a = np.array([[1 + 2**-13, 0], [0, 1 - 2**-13]], np.float32)
+    b = np.array([[1, 2], [4, 8]], np.float32)
+    if precision != "fp32":
+        a = np.round(a)
     try:
         with WorkerBackend(plugins.reference(backend_name), deadlines=deadlines) as backend:
-            executable = backend.compile(device, _product(), Configuration.of("fp32"))
-            executable.prepare([a, b])
-            answer = np.asarray(executable.run([a, b])[0])
-            duration_ns = executable.compile_ns
+            started_ns = time.perf_counter_ns()
+            executable = backend.compile(device, _product(), Configuration.of(precision))
+            answer = as_numpy(executable.run([a, b])[0])
+            duration_ns = time.perf_counter_ns() - started_ns
     except HalError as error:
         return Proof(ok=False, message=error.message, duration_ns=0)
     if np.array_equal(answer, a @ b):
-        return Proof(ok=True, message="computed a 2x2 matrix product", duration_ns=duration_ns)
+        return Proof(
+            ok=True, message=f"computed a 2x2 matrix product in {precision}", duration_ns=duration_ns
+        )
     return Proof(
         ok=False,
         message=f"answered {answer.tolist()} for a 2x2 matrix product; expected {(a @ b).tolist()}",

@@ -16,7 +16,9 @@ from hal.tensor import Array
 #: Source: unit roundoff of the format (2^-24, 2^-11, 2^-8) times a growth of about sqrt(n) over the
 #: some 10^3 to 10^4 roundings in a row of a deep network (Higham, "Accuracy and Stability of Numerical
 #: Algorithms", section 2.8, probabilistic bounds), and a margin for softmax and thresholds near the end.
-TOLERANCES = {"fp32": 1e-3, "fp16": 0.05, "bf16": 0.25}
+#: fp32 stays just above TF32's roundoff (2^-11), so that a target that rounds every product to TF32 or
+#: bf16 does not pass for fp32 on any but the shallowest models.
+TOLERANCES = {"fp32": 5e-4, "fp16": 0.05, "bf16": 0.25}
 
 
 def compare(

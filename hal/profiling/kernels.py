@@ -26,7 +26,7 @@ def table(runs: KernelRuns, graph: Graph) -> KernelTable:
                 "expected one per run"
             )
     costs = sorted((_cost(kernel, graph) for kernel in runs.kernels), key=lambda cost: -cost.median_ns)
-    covered = {node for kernel in runs.kernels for node in kernel.nodes}
+    covered = {node for cost in costs for node in cost.nodes}
     folded = set(runs.folded)
     return KernelTable(
         kernels=tuple(costs),
@@ -43,7 +43,7 @@ def _cost(kernel: Kernel, graph: Graph) -> KernelCost:
     return KernelCost(
         name=kernel.name,
         type=kernel.type,
-        nodes=kernel.nodes,
+        nodes=tuple(known),
         ops=tuple(graph.nodes[name].op_type for name in known),
         device=kernel.device,
         median_ns=round(stats.median(kernel.durations_ns)),

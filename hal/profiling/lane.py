@@ -91,6 +91,7 @@ class Lane:
         self._refused: tuple[RefusedNode, ...] = ()
         self._fallbacks: tuple[Fallback, ...] = ()
         self._telemetry: dict[str, int] = {}
+        self._can_tell: Telemetry | None = None
 
     @property
     def alive(self) -> bool:
@@ -108,7 +109,7 @@ class Lane:
 
     def judge(self, reference: Sequence[Array]) -> None:
         """Compare the first outputs with the reference's."""
-        if not self.alive or not self.outputs or self._executable is None:
+        if not self.alive or self._executable is None:
             return
         self._errors = judge.compare(self._executable.signature, reference, self.outputs)
         fault = judge.fault(self._errors, self.target.configuration.precision)
@@ -118,6 +119,15 @@ class Lane:
     def burst(self) -> None:
         """Run one burst."""
         self._guard(lambda: self.bursts.append(self._open().burst(self._policy)))
+        if self.alive and self._can_tell is not None:
+            try:
+                readings = self._can_tell.telemetry(self._device)
+            except HalError as error:  # the timing stands without it
+                self._can_tell = None
+                _log.warning("%s: telemetry: %s", self.target, error)
+                return
+            for name, value in readings.items():
+                self._telemetry[name] = max(value, self._telemetry.get(name, value))
 
     def read_memory(self) -> None:
         """Take the peak before anything but plain runs happens in the child."""
@@ -130,14 +140,13 @@ class Lane:
             self._memory = MemoryPeak(
                 loaded_bytes=self._loaded_bytes, peak_bytes=peak_bytes, device_bytes=device_bytes
             )
-            telemetry = self._child().ability(Telemetry)
-            if telemetry is not None:
-                self._telemetry = dict(telemetry.telemetry(self._device))
 
         self._guard(read)
 
     def score(self, evaluation: Evaluation) -> None:
-        """Run the labelled data and keep the accuracy."""
+        """Run the labelled data and keep the accuracy; wrong answers are not worth a score."""
+        if self._status != "ok":
+            return
 
         def run() -> None:
             executable = self._open()
@@ -210,9 +219,14 @@ class Lane:
         self._backend.discover()
         start_ns = time.perf_counter_ns() - started_ns
         self._loaded_bytes = self._backend.resident()[0]
-        self._refuse_unsupported(self._backend, subject.graph)
-        executable = self._backend.compile(self._device, subject.graph, self.target.configuration)
+        # Compile first: judging support would warm it up.
+        try:
+            executable = self._backend.compile(self._device, subject.graph, self.target.configuration)
+        except UnsupportedGraph:
+            self._name_unsupported(self._backend, subject.graph)
+            raise
         self._executable = executable
+        self._can_tell = self._backend.ability(Telemetry)
         executable.prepare(subject.inputs)
         self._warm = executable.warm_up(self._policy)
         self._cold_start = ColdStart(
@@ -223,21 +237,18 @@ class Lane:
         self.outputs = [as_numpy(output) for output in executable.run(subject.inputs)]
         placements = executable.ability(Placements)
         if placements is not None:
-            self._fallbacks = tuple(placements.fallbacks())
+            self._fallbacks = tuple(
+                msgspec.structs.replace(fallback, reason=scrub(fallback.reason))
+                for fallback in placements.fallbacks()
+            )
 
-    def _refuse_unsupported(self, backend: WorkerBackend, graph: Graph) -> None:
+    def _name_unsupported(self, backend: WorkerBackend, graph: Graph) -> None:
         answers = backend.capability(self._device, graph, self.target.configuration.precision)
         self._refused = tuple(
             RefusedNode(node=name, op=node.op_type, reason=scrub(answers[name].reason))
             for name, node in graph.nodes.items()
             if name in answers and not answers[name].yes
         )
-        if self._refused:
-            first = self._refused[0]
-            others = f" and {len(self._refused) - 1} more" if len(self._refused) > 1 else ""
-            raise UnsupportedGraph(
-                f"{self.target.backend} cannot run node {first.node!r} ({first.op}): {first.reason}{others}"
-            )
 
     def _timing(self) -> Timing | None:
         bursts = self.bursts

@@ -12,7 +12,7 @@ from hal.records.profile import Profile, Ratio, TargetProfile
 
 
 def against_fastest(targets: Sequence[TargetProfile]) -> tuple[Ratio, ...]:
-    """Each timed target over the fastest one that answered rightly; none without such a one."""
+    """Each target that answered rightly over the fastest of them."""
     good = [
         (target.timing.median_ns, target) for target in targets if target.status == "ok" and target.timing
     ]
@@ -26,18 +26,20 @@ def rebase(record: Profile, baseline: str) -> Profile:
     """The same profile with ratios against another target.
 
     Raises:
-        TargetError: That target was not measured in it.
+        TargetError: That target has no timing in it, or answered wrongly.
     """
-    timed = {target.target: target for target in record.targets if target.timing is not None}
-    if baseline not in timed:
+    good = {target.target: target for target in record.targets if target.status == "ok" and target.timing}
+    if baseline not in good:
         raise TargetError(
-            f"baseline {baseline!r} was not measured; measured are {', '.join(timed) or 'none'}"
+            f"baseline {baseline!r} was not measured or answered wrongly; "
+            f"right ones are {', '.join(good) or 'none'}"
         )
-    return msgspec.structs.replace(record, ratios=_ratios(record.targets, timed[baseline]))
+    return msgspec.structs.replace(record, ratios=_ratios(record.targets, good[baseline]))
 
 
 def _ratios(targets: Sequence[TargetProfile], baseline: TargetProfile) -> tuple[Ratio, ...]:
-    return tuple(ratio for target in targets if (ratio := _ratio(target, baseline)) is not None)
+    good = (target for target in targets if target.status == "ok")
+    return tuple(ratio for target in good if (ratio := _ratio(target, baseline)) is not None)
 
 
 def _ratio(target: TargetProfile, baseline: TargetProfile) -> Ratio | None:

@@ -12,7 +12,7 @@ from hal.errors import PluginError, TargetError
 from hal.profiling.discovery import discover
 from hal.profiling.engine import profile
 from hal.profiling.progress import Progress, Silent
-from hal.profiling.sources import resolve
+from hal.profiling.sources import Subject, resolve
 from hal.records.targets import Target
 from hal.sampling import Policy
 from hal.tensor import Array, as_numpy
@@ -67,7 +67,7 @@ def run(
     subject = resolve(model, inputs, shapes=shapes)
     because = "asked for"
     if target is None:
-        target, because = _fastest(model, inputs, shapes, deadlines, progress)
+        target, because = _fastest(subject, deadlines, progress)
     backend_name = Target.parse(target).backend
     discovery = discover([backend_name], progress, deadlines=deadlines)
     chosen = discovery.targets([target])[0]
@@ -85,17 +85,9 @@ def run(
     )
 
 
-def _fastest(
-    model: Any,
-    inputs: Any,
-    shapes: Mapping[str, Sequence[int]] | None,
-    deadlines: Deadlines | None,
-    progress: Progress,
-) -> tuple[str, str]:
+def _fastest(subject: Subject, deadlines: Deadlines | None, progress: Progress) -> tuple[str, str]:
     record = profile(
-        model,
-        inputs,
-        shapes=shapes,
+        subject,
         targets=["*/fp32"],
         policy=_QUICK,
         kernels=False,

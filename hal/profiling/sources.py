@@ -56,8 +56,9 @@ def resolve(
     """Load a model and bind it.
 
     Args:
-        model: A path, ``demo:NAME``, a Graph, ONNX bytes or model, or an object of a framework that
-            an installed plugin imports (a ``torch.nn.Module``, with ``inputs``).
+        model: A path, ``demo:NAME``, a Graph, ONNX bytes or model, an object of a framework that an
+            installed plugin imports (a ``torch.nn.Module``, with ``inputs``), or what an earlier call
+            returned.
         inputs: Arrays by name, or by position; None for the demo's own or random ones (seed 0).
         shapes: Shapes of inputs with free dimensions; not needed where ``inputs`` has them.
 
@@ -65,6 +66,8 @@ def resolve(
         ModelError: The model cannot be read or imported.
         InputError: Inputs or shapes do not fit, or dimensions stay free.
     """
+    if isinstance(model, Subject):
+        return model
     evaluation = None
     inputs_from = "given"
     if isinstance(model, str) and model.startswith(_DEMO):

@@ -23,9 +23,13 @@ def check_free(path: Path, *, force: bool) -> None:
         OutputExists: The file exists and ``force`` is false.
         StorageError: The folder is not there.
     """
-    if path.exists() and not force:
+    try:
+        exists, has_folder = path.exists(), path.parent.is_dir()
+    except OSError as error:  # for example a name that is too long
+        raise StorageError(f"{str(path)!r} cannot be a file: {error.strerror}; name another one") from error
+    if exists and not force:
         raise OutputExists(f"{str(path)!r} exists; use --force to overwrite it, or name another file")
-    if not path.parent.is_dir():
+    if not has_folder:
         raise StorageError(f"the folder {str(path.parent)!r} does not exist; create it first")
 
 

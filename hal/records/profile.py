@@ -112,7 +112,7 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
         start_ns: From starting the process to the backend being loaded.
         compile_ns: Compiling the model.
         first_run_ns: The first run.
-        blob_bytes: Size of the compiled form, or None where the backend cannot export it.
+        blob_bytes: Size of the compiled form, or None where the backend did not export one.
     """
 
     start_ns: int
@@ -157,6 +157,7 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True):
             explains); ``refused`` (the backend does not support the model); ``failed`` (it raised,
             crashed or hung).
         reason: Why, for every status but ``ok``.
+        telemetry: The highest reading of each kind, taken right after each burst.
     """
 
     target: str

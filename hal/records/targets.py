@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, Self
+from urllib.parse import unquote
 
 import msgspec
 
@@ -118,26 +119,23 @@ class Target(msgspec.Struct, frozen=True):
         Raises:
             TargetError: The text is not of the form ``DEVICE/BACKEND[-VARIANT]/PRECISION[+OPTION=VALUE]``.
         """
-        head, *options = text.split("+")
+        head, *rest = text.split("+")
         parts = head.split("/")
         backend, _, variant = parts[1].partition("-") if len(parts) == 3 else ("", "", "")
+        options = {name: _read(value) for name, _, value in (option.partition("=") for option in rest)}
         if (
             len(parts) != 3
-            or not _DEVICE_ID.fullmatch(parts[0])
-            or not _NAME.fullmatch(backend)
-            or not all("=" in option for option in options)
+            or not is_device_id(parts[0])
+            or not is_name(backend)
+            or not all("=" in option for option in rest)
+            or not all(map(is_name, options))
+            or len(options) != len(rest)
         ):
             raise TargetError(
                 f"{text!r} is not a target; expected DEVICE/BACKEND[-VARIANT]/PRECISION[+OPTION=VALUE], "
-                "for example cpu:0/openvino/bf16"
+                "each option once, for example cpu:0/openvino/bf16"
             )
-        pairs = (option.partition("=") for option in options)
-        return cls(
-            parts[0],
-            backend,
-            Configuration.of(parts[2], {name: _read(value) for name, _, value in pairs}),
-            variant,
-        )
+        return cls(parts[0], backend, Configuration.of(parts[2], options), variant)
 
 
 class Support(msgspec.Struct, frozen=True):
@@ -207,18 +205,42 @@ class Signature(msgspec.Struct, frozen=True):
     outputs: tuple[TensorSpec, ...]
 
 
+def is_device_id(text: str) -> bool:
+    """Whether a text is ``kind:index``."""
+    return _DEVICE_ID.fullmatch(text) is not None
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can name a backend, a variant or an option."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _write(value: OptionValue) -> str:
     if isinstance(value, float):
         return str(value).replace("e+", "e")  # a plus sign begins the next option
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    escaped = value.replace("%", "%25").replace("+", "%2B")
+    # A percent sign also marks a text that would else be read as a number or a truth value.
+    return escaped if _read(escaped) == value or not escaped else f"%{ord(escaped[0]):02X}{escaped[1:]}"
 
 
 def _read(text: str) -> OptionValue:
+    if "%" in text:
+        return unquote(text)
     if text in ("true", "false"):
         return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        number = int(text)
+    except ValueError:
+        pass
+    else:
+        if not -(1 << 63) <= number < 1 << 63:
+            raise TargetError(f"the option value {text} does not fit into 64 bits")
+        return number
+    try:
+        return float(text)
+    except ValueError:
+        return text

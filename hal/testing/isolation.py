@@ -15,6 +15,7 @@ import msgspec
 
 from hal.backend import BackendRef
 from hal.testing.conformance import CheckResult, check, checks
+from hal.worker.process import ending
 
 #: A check that takes longer hangs. Source: the slowest check of the first-party plugins, an Inductor
 #: compilation, took 40 s on two cores.
@@ -69,8 +70,8 @@ def check_isolated(
             return results
         words.seek(0)
         last = words.read()[-4096:].decode(errors="replace").strip().splitlines()
-    ending = f"gave no sign of life for {deadline_s:g} s" if hung else _ending(child.returncode)
-    return _cut_short(current, f"the process {ending}; its last words: {' | '.join(last[-3:]) or 'none'}")
+    how = f"gave no sign of life for {deadline_s:g} s" if hung else ending(child.returncode)
+    return _cut_short(current, f"the process {how}; its last words: {' | '.join(last[-3:]) or 'none'}")
 
 
 def serve() -> None:
@@ -102,10 +103,6 @@ def _listen(
                 current = json.loads(line)
                 if progress is not None:
                     progress(current)
-
-
-def _ending(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
 
 
 def _cut_short(current: str, message: str) -> Sequence[CheckResult]:

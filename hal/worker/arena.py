@@ -14,6 +14,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  (numpy learns bfloat16 and float8 by name from it)
 import numpy as np
 
+from hal.errors import StorageError
 from hal.tensor import Array
 from hal.worker import messages
 
@@ -33,7 +34,6 @@ class Writer:
 
     def __init__(self, folder: Path, prefix: str) -> None:
         self._folder, self._prefix = folder, prefix
-        self._n_files = 0
         self._path = ""
         self._map: mmap.mmap | None = None
 
@@ -61,18 +61,32 @@ class Writer:
     def _reserve(self, n_bytes: int) -> mmap.mmap:
         if self._map is None or len(self._map) < n_bytes:
             size = max(n_bytes, 2 * len(self._map) if self._map else _FIRST_BYTES)
-            self._n_files += 1
-            path = self._folder / f"{self._prefix}{self._n_files}"
-            with path.open("x+b") as file:
+            try:
+                self._map, self._path = self._make(self._folder, size)
+            except OSError:  # shared memory is small in many containers: the disk has more room
+                try:
+                    self._map, self._path = self._make(Path(tempfile.gettempdir()), size)
+                except OSError as error:
+                    raise StorageError(
+                        f"{size} bytes for tensors do not fit into shared memory nor into the temporary "
+                        f"folder: {error.strerror}; free some space or set TMPDIR"
+                    ) from error
+        return self._map
+
+    def _make(self, folder: Path, size: int) -> tuple[mmap.mmap, str]:
+        handle, path = tempfile.mkstemp(prefix=f"hal-{self._prefix}-", dir=folder)
+        with os.fdopen(handle, "r+b") as file:
+            try:
                 # posix_fallocate fails now, with an error, where a sparse file would kill the
                 # process by SIGBUS at first touch when the memory is used up.
                 if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
+                    os.posix_fallocate(handle, 0, size)
                 else:
                     file.truncate(size)
-                self._map = mmap.mmap(file.fileno(), size)
-            self._path = str(path)
-        return self._map
+                return mmap.mmap(handle, size), path
+            except OSError:
+                os.unlink(path)
+                raise
 
 
 class Reader:

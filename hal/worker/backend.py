@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -23,7 +24,7 @@ from hal.backend import (
     Support,
     Tensor,
 )
-from hal.errors import BackendError
+from hal.errors import BackendError, ContractViolation, StorageError
 from hal.sampling import Policy, WarmUp
 from hal.tensor import as_numpy, deliver, host_inputs
 from hal.worker import messages
@@ -70,7 +71,6 @@ class WorkerBackend(Backend):
         self._lock = threading.Lock()
         self._writer = Writer(self._process.folder, "in")
         self._reader = Reader()
-        self._files = itertools.count()
         self._models: dict[str, Graph] = {}
         try:
             opened = self._call(messages.Open(ref), messages.Opened, self.deadlines.open_ns, "open")
@@ -84,6 +84,11 @@ class WorkerBackend(Backend):
     def pid(self) -> int:
         """The child's process id."""
         return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the child can still be asked."""
+        return self._process.alive
 
     def discover(self) -> Sequence[Device]:
         """See :class:`hal.backend.Backend`."""
@@ -112,17 +117,19 @@ class WorkerBackend(Backend):
         request = messages.Compile(device, self._model(graph), configuration)
         step = f"compile {graph.name!r} in {configuration.precision}"
         compiled = self._call(request, messages.Compiled, self.deadlines.compile_ns, step)
+        _check_signature(self.name, graph.signature, compiled.signature)
         return WorkerExecutable(self, compiled)
 
     def load_blob(self, device: Device, blob: bytes, configuration: Configuration) -> WorkerExecutable:
         """See :class:`hal.backend.BlobLoader`."""
-        path = self._process.folder / f"blob{next(self._files)}"
-        path.write_bytes(blob)
-        try:
+        with tempfile.TemporaryDirectory(prefix="hal-blob-") as folder:
+            path = Path(folder) / "blob"
+            try:
+                path.write_bytes(blob)
+            except OSError as error:
+                raise _no_room(len(blob), error) from error
             request = messages.LoadBlob(device, str(path), configuration)
             compiled = self._call(request, messages.Compiled, self.deadlines.compile_ns, "load a blob")
-        finally:
-            path.unlink(missing_ok=True)
         return WorkerExecutable(self, compiled)
 
     def telemetry(self, device: Device) -> Mapping[str, int]:
@@ -199,7 +206,13 @@ class WorkerExecutable(Executable):
         """See :class:`hal.backend.Executable`."""
         self._check_open()
         arrays = host_inputs(self._signature.inputs, inputs)
-        return deliver(self._exchange(messages.Run, arrays, messages.Tensors, "run"), outputs)
+        results = self._exchange(messages.Run, arrays, messages.Tensors, "run")
+        if len(results) != len(self._signature.outputs):
+            raise ContractViolation(
+                f"backend {self._backend.name!r} returned {len(results)} outputs; "
+                f"expected {len(self._signature.outputs)}, one per output of the signature"
+            )
+        return deliver(results, outputs)
 
     def timed_run(self, inputs: Sequence[Tensor]) -> int:
         """See :class:`hal.backend.DeviceTime`."""
@@ -232,12 +245,10 @@ class WorkerExecutable(Executable):
 
     def blob(self) -> bytes:
         """See :class:`hal.backend.CompiledBlob`."""
-        path = self._backend._process.folder / f"blob{next(self._backend._files)}"
-        self._call(messages.Blob(self._handle, str(path)), int, "export its compiled form")
-        try:
+        with tempfile.TemporaryDirectory(prefix="hal-blob-") as folder:
+            path = Path(folder) / "blob"
+            self._call(messages.Blob(self._handle, str(path)), int, "export its compiled form")
             return path.read_bytes()
-        finally:
-            path.unlink(missing_ok=True)
 
     def memory_bytes(self) -> int:
         """See :class:`hal.backend.MemoryUse`."""
@@ -254,7 +265,8 @@ class WorkerExecutable(Executable):
         """See :class:`hal.backend.Executable`."""
         if not self._closed:
             self._closed = True
-            self._call(messages.Close(self._handle), None, "close an executable")
+            if self._backend.alive:
+                self._call(messages.Close(self._handle), None, "close an executable")
 
     def ability(self, kind: type[A]) -> A | None:
         """The abilities of the executable in the child, as far as they cross the process boundary."""
@@ -277,3 +289,23 @@ class WorkerExecutable(Executable):
         return self._backend._exchange(
             lambda sent: make(self._handle, sent), inputs, kind, self._backend.deadlines.run_ns, step
         )
+
+
+def _check_signature(backend: str, wanted: Signature, given: Signature) -> None:
+    """Refuse an executable that is not of its graph: everything after relies on names and order."""
+    for what, expected, got in (
+        ("inputs", wanted.inputs, given.inputs),
+        ("outputs", wanted.outputs, given.outputs),
+    ):
+        if [(spec.name, spec.dtype) for spec in expected] != [(spec.name, spec.dtype) for spec in got]:
+            raise ContractViolation(
+                f"backend {backend!r} compiled an executable with {what} "
+                f"{', '.join(map(str, got)) or 'none'}; expected {', '.join(map(str, expected)) or 'none'}"
+            )
+
+
+def _no_room(n_bytes: int, error: OSError) -> StorageError:
+    return StorageError(
+        f"{n_bytes} bytes could not be written to the temporary folder: {error.strerror}; "
+        "free some space or set TMPDIR"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hal import backend as contract
 from hal.backend import Backend, Executable
-from hal.errors import BackendError, ContractViolation, HalError
+from hal.errors import BackendError, ContractViolation
 from hal.plugins import open_backend
 from hal.tensor import Array, as_numpy
 from hal.trace import enable_from_environment
@@ -40,6 +41,7 @@ class Server:
         self._graphs: dict[str, Graph] = {}
         self._executables: dict[int, Executable] = {}
         self._samplers: dict[int, Sampler] = {}
+        self._handles = itertools.count()
         self._handlers: dict[type, Callable[[Any], Any]] = {
             messages.Open: self._open,
             messages.Discover: lambda _: tuple(self.backend.discover()),
@@ -79,12 +81,10 @@ class Server:
 
     def answer(self, data: bytes) -> bytes:
         """Handle one request; errors become answers."""
-        request = messages.decode_request(data)
         # Whatever a plugin raises, the parent must hear of it: this is the plugin boundary.
         try:
+            request = messages.decode_request(data)
             result = self._handlers[type(request)](request)
-        except HalError as error:
-            return messages.failure(error)
         except Exception as error:  # noqa: BLE001
             return messages.failure(error)
         try:
@@ -128,7 +128,7 @@ class Server:
         return self._keep(executable, time.perf_counter_ns() - started_ns)
 
     def _keep(self, executable: Executable, compile_ns: int) -> messages.Compiled:
-        handle = len(self._executables)
+        handle = next(self._handles)
         self._executables[handle] = executable
         abilities = _abilities(executable, EXECUTABLE_ABILITIES)
         return messages.Compiled(handle, executable.signature, abilities, compile_ns)
@@ -147,7 +147,7 @@ class Server:
 
     def _close(self, request: messages.Close) -> None:
         self._samplers.pop(request.handle, None)
-        self._executables[request.handle].close()
+        self._executables.pop(request.handle).close()
 
     def _tensors(self, sent: messages.Tensors) -> Sequence[Array]:
         self._writer.delivered()

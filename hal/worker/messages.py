@@ -239,9 +239,11 @@ def answer(result: Any) -> bytes:
 
 def failure(error: BaseException) -> bytes:
     """An error as an answer's bytes; strangers' errors keep their type's name in the text."""
-    if isinstance(error, HalError):
-        return encode(Answer(error=type(error).__name__, message=error.message))
-    return encode(Answer(error=BackendError.__name__, message=f"{type(error).__name__}: {error}"))
+    known = [kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind]
+    name = known[0] if known and isinstance(error, HalError) else BackendError.__name__
+    message = error.message if isinstance(error, HalError) else f"{type(error).__name__}: {error}"
+    # File names that are not UTF-8 reach texts as lone surrogates, which msgpack does not take.
+    return encode(Answer(error=name, message=message.encode(errors="replace").decode()))
 
 
 def unpack(data: bytes, kind: Any) -> Any:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -192,6 +194,100 @@ def test_load_refuses_external_data_when_it_is_absent_or_outside(
     os.symlink(tmp_path / "outside.bin", folder / "link.bin")
     with pytest.raises(ModelError, match=text):
         Graph.load(with_external(folder, location, **fields))
+
+
+def damage_output_twice(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("Relu", ["x"], ["y"]))
+
+
+def damage_input_twice(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(proto.graph.input[0])
+
+
+def damage_element_type(proto: onnx.ModelProto) -> None:
+    proto.graph.input[0].type.tensor_type.elem_type = 99
+
+
+def damage_kind(proto: onnx.ModelProto) -> None:
+    element = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
+    proto.graph.input[0].type.CopyFrom(helper.make_sequence_type_proto(element))
+
+
+def damage_weights(proto: onnx.ModelProto) -> None:
+    weights = numpy_helper.from_array(np.zeros(4, np.float32), "w")
+    weights.raw_data = weights.raw_data[:-1]
+    proto.graph.initializer.append(weights)
+
+
+def damage_attribute(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].attribute.add(name="untyped")
+
+
+def damage_branch(proto: onnx.ModelProto) -> None:
+    inner = helper.make_graph(
+        [helper.make_node("Relu", ["nowhere"], ["z"])], "inner", [], [proto.graph.output[0]]
+    )
+    inner.output[0].name = "z"
+    proto.graph.node.append(helper.make_node("If", ["x"], ["q"], then_branch=inner, else_branch=inner))
+
+
+def damage_location(proto: onnx.ModelProto) -> None:
+    weights = numpy_helper.from_array(np.zeros(4, np.float32), "w")
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="a\0b")
+    proto.graph.initializer.append(weights)
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (damage_output_twice, "writes 'y', which is written before"),
+        (damage_input_twice, "input 'x' is declared twice"),
+        (damage_element_type, "element type 99, which onnx does not define"),
+        (damage_kind, "input 'x' is declared as sequence; only tensors can be given"),
+        (damage_weights, r"weights 'w' have 15 bytes; \[4\] of type 1 need 16"),
+        (damage_attribute, "has an attribute 'untyped' without a type"),
+        (damage_branch, "reads 'nowhere', which nothing before it writes"),
+        (damage_location, "has a zero byte in its name"),
+    ],
+)
+def test_load_gives_one_clear_error_when_the_graph_is_damaged(
+    tmp_path: Path, damage: Callable[[onnx.ModelProto], None], text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    proto = model()
+    damage(proto)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=text):
+        Graph.load(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_load_counts_the_rest_when_problems_are_many() -> None:
+    proto = model()
+    proto.graph.node.extend(helper.make_node("Relu", [f"no{i}"], [f"o{i}"]) for i in range(50))
+    with pytest.raises(ModelError, match="and 30 more of the kind"):
+        Graph.load(proto)
+
+
+def test_bind_gives_a_rank_when_the_file_has_none() -> None:
+    proto = model()
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.ClearField("shape")
+    graph = Graph.load(proto)
+    assert graph.unbound == ("x[...]",)
+    bound = graph.bind({"x": (2, 3)})
+    assert bound.signature.inputs[0].shape == (2, 3)
+    assert bound.signature.outputs[0].shape == (2, 3)
+
+
+def test_check_inputs_finds_nan_when_the_type_is_bfloat16() -> None:
+    proto = model(dims=(2,))
+    for value in (proto.graph.input[0], proto.graph.output[0]):
+        value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    with pytest.raises(InputError, match="holds 2 NaN of 2 values"):
+        Graph.load(proto).check_inputs({"x": np.full(2, np.nan, ml_dtypes.bfloat16)})
 
 
 def test_load_reads_external_data_when_it_is_beside_the_model(tmp_path: Path) -> None:

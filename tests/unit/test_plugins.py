@@ -56,6 +56,14 @@ def test_installed_refuses_both_when_two_claim_one_name(plugins: Plugins) -> Non
         registry.reference("twin")
 
 
+def test_installed_goes_on_when_a_distribution_has_no_metadata(plugins: Plugins) -> None:
+    plugins.add_fake("bare")
+    for path in plugins.folder.glob("*.dist-info/METADATA"):
+        path.unlink()
+    (plugin,) = registry.installed()
+    assert (plugin.name, plugin.distribution) == ("bare", "unknown")
+
+
 def test_installed_names_the_stranger_when_hal_plugins_lists_one(
     plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +95,11 @@ def test_installed_is_empty_when_hal_plugins_is_empty(plugins: Plugins) -> None:
             + "b = FakeBackend(); b.api_version = 99; return b",
             ContractViolation,
             "written for contract version 99, this hal has 1",
+        ),
+        (
+            "from hal.testing import FakeBackend\n" + HOOK + "return FakeBackend(name='other')",
+            ContractViolation,
+            "its backend calls itself 'other'; Backend.name must be the name of the entry point",
         ),
         (
             "from hal.testing import FakeBackend\n" + HOOK + "return FakeBackend(name='')",

@@ -81,11 +81,11 @@ def test_is_enough_says_no_when_there_are_no_samples():
 @pytest.mark.parametrize(
     ("bursts", "enough"),
     [
-        ([[30 * MS] * 3] * 8, True),
-        ([[30 * MS] * 3] * 7, False),  # too few bursts
+        ([[30 * MS] * 3] * 9, True),
+        ([[30 * MS] * 3] * 8, False),  # too few bursts
         ([[30 * MS] * 2] * 9, False),  # too few runs
         ([[10 * MS] * 3] * 9, False),  # too little time
-        ([[(20 + 5 * i) * MS] * 3 for i in range(8)], False),  # too wide an interval
+        ([[(20 + 5 * i) * MS] * 3 for i in range(9)], False),  # too wide an interval
         ([[2500 * MS], [2600 * MS]], True),  # the time is used up
     ],
 )

@@ -70,15 +70,32 @@ def test_target_is_exact_when_known(text, target):
         "cpu:0//fp32",
         "cpu:0/cpu/fp32/x",
         "cpu:0/cpu/fp32+mode",
+        "cpu:0/cpu/fp32+a=1+a=2",
+        "cpu:0/cpu/fp32+=2",
     ],
 )
 def test_target_says_the_form_when_the_text_is_none(text):
     expected = (
         f"{text!r} is not a target; expected DEVICE/BACKEND[-VARIANT]/PRECISION[+OPTION=VALUE], "
-        "for example cpu:0/openvino/bf16"
+        "each option once, for example cpu:0/openvino/bf16"
     )
     with pytest.raises(TargetError, match=re.escape(expected)):
         Target.parse(text)
+
+
+@pytest.mark.parametrize(
+    "value", ["8", "true", "1.5", "/a+b", "100%", "", "nan", "%41", "+", "plain", 8, True, 1e16]
+)
+def test_target_round_trips_when_an_option_looks_like_something_else(value):
+    target = Target("cpu:0", "cpu", Configuration.of("fp32", {"x": value}))
+    again = Target.parse(str(target))
+    assert again == target
+    assert type(again.configuration.option("x", 0)) is type(value)
+
+
+def test_target_says_so_when_a_number_is_too_large():
+    with pytest.raises(TargetError, match="the option value 99999999999999999999 does not fit into 64 bits"):
+        Target.parse("cpu:0/cpu/fp32+threads=99999999999999999999")
 
 
 def test_configuration_names_the_precisions_when_one_is_unknown():
