@@ -88,7 +88,8 @@ def compare(subject: Subject, target: Target, device: Device, rounds: int, folde
         format_ns(stats.median(ours)),
         format_ns(stats.median(theirs)),
         f"{difference_ns / 1e3:+.1f} us",
-        f"{stats.median(ratios):.3f} ({stats.percentile(ratios, 10):.3f} to {stats.percentile(ratios, 90):.3f})",
+        f"{stats.median(ratios):.3f} "
+        f"({stats.percentile(ratios, 10):.3f} to {stats.percentile(ratios, 90):.3f})",
         "yes" if within else "NO",
     )
     return f"| {' | '.join(cells)} |"

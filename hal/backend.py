@@ -1,7 +1,8 @@
 """The plugin contract: what a backend is to hal, and nothing else.
 
 A stranger's plugin imports this module, :mod:`hal.hookspecs`, :mod:`hal.graph`, :mod:`hal.tensor`,
-:mod:`hal.errors` and :mod:`hal.testing`; hal's own plugins may use no more.
+:mod:`hal.errors`, :mod:`hal.host`, :mod:`hal.clock` and :mod:`hal.testing`; hal's own plugins may use no
+more.
 
 Ownership and threads, once for all methods:
 

@@ -136,7 +136,7 @@ def test_discover_tells_silicon_and_memory_when_there_are_gpus_and_an_npu() -> N
     )
     built_in, card, engine = devices.discover(core)
     assert (built_in.id, built_in.silicon, built_in.memory_pool) == ("gpu:0", "uuid:a1b2", "host")
-    assert (card.id, card.silicon, card.memory_pool) == ("gpu:1", "pci:0000:03:00.0", "pci:0000:03:00.0")
+    assert (card.id, card.silicon, card.memory_pool) == ("gpu:1", "0000:03:00.0", "0000:03:00.0")
     assert card.precisions == ("fp32", "bf16", "fp16")
     assert card.memory_bytes == 8 << 30
     assert (engine.id, engine.kind, engine.precisions) == ("npu:0", "npu", ("fp16",))

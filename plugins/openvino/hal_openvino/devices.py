@@ -99,7 +99,7 @@ def _silicon(told: dict[str, Any], identity: str) -> str:
     numbers = re.findall(r"0x[0-9a-fA-F]+|\d+", str(told.get("DEVICE_PCI_INFO", "")))
     if len(numbers) == 4:
         domain, bus, slot, function = (int(number, 0) for number in numbers)
-        return f"pci:{domain:04x}:{bus:02x}:{slot:02x}.{function}"
+        return f"{domain:04x}:{bus:02x}:{slot:02x}.{function}"
     uuid = told.get("DEVICE_UUID")
     return f"uuid:{uuid}" if uuid else identity
 

@@ -22,8 +22,9 @@ from hal_torch.tensors import Borrowed, as_torch, dtype_of, owned, write_into
 class TorchExecutable(Executable):
     """A graph as a PyTorch module on one device. It has the abilities KernelTimes and DeviceTensors.
 
-    Settings of PyTorch that hold for the whole process are written before compiling and, where they
-    are found changed, before a run: the number of threads, and float32 that is IEEE float32.
+    Settings of PyTorch that hold for the whole process are written before compiling: the number of
+    threads, and float32 that is IEEE float32. The number of threads is written again before a run where
+    it is found changed, because two executables may differ in it.
 
     Args:
         graph: All dimensions bound.
