@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 #: Longest texts in the tables; every row must fit a terminal of 100 columns.
-_KERNEL_CHARACTERS = 22
-_TYPE_CHARACTERS = 16
-_OPS_CHARACTERS = 18
-_NODES_CHARACTERS = 24
+_KERNEL_CHARACTERS = 16
+_TYPE_CHARACTERS = 18
+_OPS_CHARACTERS = 30
+_NODES_CHARACTERS = 17
 #: Names listed before "and N more".
 _NAMES_LISTED = 6
 
