@@ -189,6 +189,8 @@ def main() -> None:
         except EOFError:
             break
         connection.send_bytes(server.answer(data))
+    # The parent closed the line or was killed: in that case nobody else takes the folder away.
+    shutil.rmtree(folder, ignore_errors=True)
     # Frameworks may crash or hang while they are torn down; nothing is left to save.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -56,13 +56,3 @@ def test_docs_name_every_exit_code() -> None:
     assert {int(code) for code, _ in rows} == set(EXIT_CODES)
     for code, text in rows:
         assert text.startswith(EXIT_CODES[int(code)])
-
-
-def test_docs_name_every_environment_variable_that_hal_reads() -> None:
-    table = DOCUMENT.split("## Environment variables")[1]
-    documented = set(re.findall(r"^\| `([A-Z_]+)` ", table, re.MULTILINE))
-    read = set()
-    for path in (ROOT / "hal").rglob("*.py"):
-        read |= set(re.findall(r"environ(?:\.get\(|\[)\"(HAL_[A-Z_]+)\"", path.read_text()))
-    assert {name for name in documented if name.startswith("HAL_")} == read
-    assert documented - read == {"COLUMNS", "NO_COLOR"}
