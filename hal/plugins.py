@@ -179,13 +179,13 @@ def _call_hook(plugin: Plugin, hook: str) -> Any:
     # The boundary to a stranger's code: whatever it raises becomes one error with its reason.
     try:
         module = importlib.import_module(plugin.entry_point)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginLoadError(f"{what} failed to import: {_cause(error)}") from error
     try:
         manager.register(module, plugin.name)
         manager.check_pending()
         return getattr(manager.hook, hook)()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginLoadError(f"{what} failed in its hook {hook!r}: {_cause(error)}") from error
 
 
@@ -200,7 +200,7 @@ def _call(ref: BackendRef) -> Any:
         for part in attribute.split("."):
             factory = getattr(factory, part)
         return factory(**ref.configuration)  # type: ignore[operator]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginLoadError(f"{ref.entry_point!r} failed to open: {_cause(error)}") from error
 
 
@@ -212,7 +212,7 @@ def _check(backend: Any, what: str) -> Backend:
         )
     if backend.api_version != API_VERSION:
         found.append(
-            f"it was written for contract version {backend.api_version}, this hal has {API_VERSION}; "
+            f"it was written for contract version {backend.api_version!r}, this hal has {API_VERSION!r}; "
             "upgrade whichever is older"
         )
     if not isinstance(getattr(backend, "name", None), str) or not backend.name:
@@ -222,6 +222,6 @@ def _check(backend: Any, what: str) -> Backend:
     return backend
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: BaseException) -> str:
     text = str(error).strip() or "no message"
     return f"{type(error).__name__}: {text}"

@@ -227,8 +227,9 @@ def host_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Any]) -> list[Arr
     arrays = [as_numpy(tensor) for tensor in tensors]
     found = []
     for spec, array in zip(specs, arrays, strict=True):
-        if array.dtype.name != spec.dtype or array.shape != spec.shape:
-            given = f"{array.dtype.name}[{', '.join(map(str, array.shape))}]"
+        kind = "string" if array.dtype.kind in "OUS" else array.dtype.name
+        if kind != spec.dtype or array.shape != spec.shape:
+            given = f"{kind}[{', '.join(map(str, array.shape))}]"
             found.append(f"input {spec.name!r} is {given}; expected {spec}")
         elif array.dtype.byteorder == ">":
             found.append(f"input {spec.name!r} is big-endian; expected the machine's byte order")

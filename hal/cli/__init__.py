@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        from hal.cli import signals
+
+        with signals.watching():
+            try:
+                return _run(list(sys.argv[1:] if argv is None else argv))
+            except (ImportError, signals.Signalled) as error:  # while the command line itself was loading
+                ending = signals.ended_by(error)
+                if ending is None:
+                    raise
+                sys.stderr.write(f"{ending}\n")
+                return ending.exit_code
+    except KeyboardInterrupt:  # before signals were watched, or after
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if sys.stderr is None:  # closed, as by ``2>&-``: words go nowhere
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stdout is None:  # closed, as by ``>&-``; found before hours of measuring
+        sys.stderr.write("error: the output could not be written: stdout is closed; send it somewhere else\n")
+        return 4
     if arguments == ["--version"]:
         # Answered before the command line's own libraries load: scripts ask it often.
         from hal import __version__

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hal.cli.output import shortened
 from hal.cli.pictures import SUFFIXES, read_picture
 from hal.errors import InputError, StorageError, problems
 from hal.tensor import Array
@@ -17,8 +20,21 @@ from hal.tensor import Array
 if TYPE_CHECKING:
     from hal.records.targets import TensorSpec
 
-#: ONNX stores sizes as int64.
-_SIZE_LIMIT = 1 << 63
+#: Frameworks and devices count elements along a dimension in 32 bits.
+_SIZE_LIMIT = 1 << 31
+#: What numpy raises for a damaged header, which it parses as Python; ValueError is the documented one.
+#: Source: numpy 2.3 with headers cut, flipped and made up.
+_DAMAGED = (
+    ValueError,
+    EOFError,
+    TypeError,
+    ArithmeticError,
+    LookupError,
+    AttributeError,
+    SyntaxError,
+    RecursionError,
+    tokenize.TokenError,
+)
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -46,8 +62,13 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
             found.append(
                 f"{text!r} has sizes that are not whole numbers of 0 or more; expected {name}=1,3,640,640"
             )
+        elif any(_size(size) > _SIZE_LIMIT for size in sizes.split(",")):
+            found.append(
+                f"{shortened(text, 200)!r} has a size above {_SIZE_LIMIT}, the largest hal takes; "
+                f"expected {shortened(name, 200)}=1,3,640,640"
+            )
         else:
-            shapes[name] = tuple(int(size) for size in sizes.split(","))
+            shapes[name] = tuple(_size(size) for size in sizes.split(","))
     if found:
         raise InputError(problems("--shape cannot be read", found))
     return shapes
@@ -94,14 +115,20 @@ def wants_specs(texts: Sequence[str]) -> bool:
 
 
 def _is_size(text: str) -> bool:
-    return text.strip().isascii() and text.strip().isdigit() and int(text) < _SIZE_LIMIT
+    return text.strip().isascii() and text.strip().isdigit()
+
+
+def _size(text: str) -> int:
+    digits = text.strip().lstrip("0")
+    # By length first: Python refuses to convert thousands of digits.
+    return int(digits or 0) if len(digits) <= len(str(_SIZE_LIMIT)) else _SIZE_LIMIT + 1
 
 
 def _read(
     text: str, shapes: Mapping[str, Sequence[int]], specs: Mapping[str, TensorSpec] | None
 ) -> dict[str, Array]:
     name, equals, file = text.partition("=")
-    if not equals or Path(text).exists():
+    if not equals or os.path.exists(text):  # unlike Path.exists, false where a name is too long
         name, file = "", text
     path = Path(file)
     suffix = path.suffix.lower()
@@ -118,7 +145,7 @@ def _read(
         raise InputError(
             f"{text!r} is of no known kind; expected a file that ends in .npy, {', '.join(SUFFIXES)}"
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{file!r} is not a file; give the path of one that exists")
     try:
         if suffix == ".npz":
@@ -136,22 +163,29 @@ def _read_npz(path: Path) -> dict[str, Array]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.namelist()
-            arrays = {}
+            arrays: dict[str, Array] = {}
             for member in members:
                 if not member.endswith(".npy"):
                     raise InputError(
                         f"{str(path)!r} holds {member!r}, which is no array; write the file with numpy.savez"
                     )
+                name = member.removesuffix(".npy")
+                if name in arrays:
+                    raise InputError(
+                        f"{str(path)!r} holds {member!r} twice; write the file again with numpy.savez"
+                    )
                 with archive.open(member) as file:
-                    arrays[member.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
+                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     except InputError:  # it is a ValueError too
         raise
+    except MemoryError as error:
+        raise _too_large(path, error) from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
         # The last two: compressed or encrypted in a way that zipfile does not read.
         raise InputError(
             f"{str(path)!r} is not an .npz, or is damaged ({error}); write it again with numpy.savez"
         ) from error
-    except (ValueError, EOFError) as error:
+    except _DAMAGED as error:
         raise _no_array(path, error) from error
     if not arrays:
         raise InputError(
@@ -164,9 +198,18 @@ def _read_npy(path: Path) -> Array:
     try:
         with path.open("rb") as file:
             array: Array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except MemoryError as error:
+        raise _too_large(path, error) from error
+    except _DAMAGED as error:
         raise _no_array(path, error) from error
     return array
+
+
+def _too_large(path: Path, error: MemoryError) -> InputError:
+    return InputError(
+        f"{str(path)!r} holds an array that does not fit into memory ({error}); "
+        "give a smaller one, or write the file again if it should hold none of this size"
+    )
 
 
 def _no_array(path: Path, error: Exception) -> InputError:

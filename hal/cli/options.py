@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,16 +49,23 @@ Force = Annotated[bool, typer.Option("--force", help="Overwrite the output file.
 Json = Annotated[bool, typer.Option("--json", help="Data as JSON on stdout; words on stderr.")]
 
 
+#: A day. Longer is a slip of the keyboard, and 1e300 s are no number of ns that a clock counts.
+_MOST_S = 86_400
+
+
 def policy(time_s: float | None) -> Policy | None:
     """The measuring policy for ``--time-s``; None for hal's own.
 
     Raises:
-        UserError: Not a positive, finite number of seconds.
+        UserError: Not a number of seconds above 0 and at most a day.
     """
     if time_s is None:
         return None
-    if not math.isfinite(time_s) or time_s <= 0:
-        raise UserError(f"--time-s {time_s:g} is not a time; expected seconds above 0, for example 2")
+    if not 0 < time_s <= _MOST_S:  # NaN is neither
+        raise UserError(
+            f"--time-s {time_s:g} is no time to measure; expected seconds above 0 and at most {_MOST_S} "
+            "(a day), for example 2"
+        )
     from hal.sampling import Policy
 
     usual = Policy()

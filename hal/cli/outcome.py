@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from hal.cli.output import ReaderGone, say
+from hal.cli.output import ReaderGone, say, shortened
+from hal.cli.signals import Signalled, ended_by
 from hal.errors import HalError, StorageError
 
 P = ParamSpec("P")
@@ -21,8 +22,10 @@ EXIT_CODES = {
     3: "a plugin failed",
     4: "a file could not be read or written",
     70: "hal itself is wrong",
+    129: "the terminal was closed",
     130: "interrupted from the keyboard",
     141: "whoever read the output closed it early",
+    143: "asked to end",
 }
 
 
@@ -41,8 +44,8 @@ def guarded(command: Callable[P, int], *, traceback: bool) -> Callable[P, int]:
         except (ReaderGone, BrokenPipeError):  # also where the message itself found no reader
             _forget_stdout()
             return 141
-        except StorageError as error:  # the message itself could not be written: stderr is full
-            return error.exit_code
+        except StorageError as error:  # the message itself could not be written: stderr is full or gone
+            return (ended_by(error) or error).exit_code
 
     return run
 
@@ -52,26 +55,30 @@ def _mapped(command: Callable[[], int], traceback: bool) -> int:
         return command()
     except ReaderGone:
         raise
-    except HalError as error:
+    except (Exception, KeyboardInterrupt, Signalled) as error:  # noqa: BLE001 - the last line before the user
         _trace(traceback)
-        say(f"error: {error.message}")
+        ending = ended_by(error)
+        if ending is not None:
+            say(str(ending))
+            return ending.exit_code
+        return _told(error, traceback)
+
+
+def _told(error: BaseException, traceback: bool) -> int:
+    """Print an error's message; returns its exit code."""
+    if isinstance(error, HalError):
+        say(f"error: {shortened(error.message)}")
         return error.exit_code
-    except KeyboardInterrupt:
-        _trace(traceback)
-        say("interrupted")
-        return 130
-    except MemoryError as error:
-        _trace(traceback)
+    if isinstance(error, MemoryError):
         say(
-            f"error: out of memory: {error or 'an allocation failed'}; "
+            f"error: out of memory: {shortened(str(error)) or 'an allocation failed'}; "
             "give smaller shapes with --shape, or close other programs"
         )
         return 2
-    except Exception as error:  # noqa: BLE001 - the last line before the user; nothing may pass it
-        _trace(traceback)
-        hint = "" if traceback else " with what the same command prints under --traceback"
-        say(f"error: hal failed unexpectedly: {type(error).__name__}: {error}; please report this{hint}")
-        return 70
+    hint = "" if traceback else " with what the same command prints under --traceback"
+    what = f"{type(error).__name__}: {shortened(str(error))}"
+    say(f"error: hal failed unexpectedly: {what}; please report this{hint}")
+    return 70
 
 
 def _trace(wanted: bool) -> None:

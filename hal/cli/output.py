@@ -6,11 +6,12 @@ move the cursor, recolour or retitle a terminal, so every text is escaped on its
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from hal.errors import StorageError
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Columns where stdout is no terminal and COLUMNS is not set: a target's row fits without folding.
 _WIDTH_OF_A_PIPE = 100
+#: With fewer columns nothing can be read, with none rich prints nothing at all.
+_LEAST_WIDTH = 20
+#: Most characters of one text: an error of a plugin may be megabytes long. Both ends say most.
+_LONGEST = 2000
 
 #: Unicode categories that are not printed as they are: controls, formats (text direction), surrogates,
 #: private use, unassigned, and separators of lines and paragraphs.
@@ -42,19 +47,22 @@ def printable(text: str) -> str:
     )
 
 
-def one_line(text: str, limit: int = 0) -> str:
-    """Escape a text, line feeds included, and cut out its middle where it is longer than ``limit``.
+def shortened(text: str, limit: int = _LONGEST) -> str:
+    """Cut out the middle of a text that is longer than ``limit``.
 
-    Args:
-        text: Any text.
-        limit: Most characters to keep, 0 for all. The middle goes because names of nodes share
-            long beginnings and differ at the end.
+    The middle goes because names of nodes share long beginnings and differ at the end, and an error
+    begins with what failed and ends with what to do.
     """
-    escaped = printable(text.replace("\n", "\\n"))
-    if not limit or len(escaped) <= limit:
-        return escaped
+    if len(text) <= limit:
+        return text
     head = (limit - 1) // 2
-    return f"{escaped[:head]}…{escaped[len(escaped) - (limit - 1 - head) :]}"
+    return f"{text[:head]}…{text[len(text) - (limit - 1 - head) :]}"
+
+
+def one_line(text: str, limit: int = _LONGEST) -> str:
+    """Escape a text, line feeds included, and cut out its middle where it is longer than ``limit``."""
+    # Cut before too: escaping megabytes takes seconds.
+    return shortened(printable(shortened(text, limit).replace("\n", "\\n")), limit)
 
 
 def emit(text: str, file: TextIO) -> None:
@@ -64,13 +72,19 @@ def emit(text: str, file: TextIO) -> None:
         ReaderGone: The other end is closed.
         StorageError: It could not be written, for example because the disk is full.
     """
-    try:
+    with _writing():
         try:
             file.write(text)
         except UnicodeEncodeError:
             encoding = file.encoding or "ascii"
             file.write(text.encode(encoding, "backslashreplace").decode(encoding))
         file.flush()
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:
@@ -94,9 +108,20 @@ def console(file: TextIO, width: int | None = None) -> Console:
     """
     from rich.console import Console
 
-    if width is None and not file.isatty() and not os.environ.get("COLUMNS", "").isdigit():
-        width = _WIDTH_OF_A_PIPE
-    return Console(file=file, width=width, markup=False, emoji=False, highlight=False)
+    # With both sizes given rich does not look at COLUMNS itself. The height is of no use to what is printed.
+    columns = width or _columns(file)
+    return Console(file=file, width=columns, height=25, markup=False, emoji=False, highlight=False)
+
+
+def _columns(file: TextIO) -> int:
+    wanted = os.environ.get("COLUMNS", "")
+    if wanted.isascii() and wanted.isdigit() and len(wanted) < 5 and int(wanted) >= _LEAST_WIDTH:
+        return int(wanted)
+    with contextlib.suppress(OSError, ValueError):  # no terminal, or one that does not tell
+        columns = os.get_terminal_size(file.fileno()).columns
+        if columns >= _LEAST_WIDTH:
+            return columns
+    return _WIDTH_OF_A_PIPE
 
 
 def show(found: Iterable[RenderableType], file: TextIO, width: int | None = None) -> None:
@@ -107,7 +132,8 @@ def show(found: Iterable[RenderableType], file: TextIO, width: int | None = None
         StorageError: It could not be written.
     """
     printer = console(file, width)
-    with printer.capture() as capture:
+    # rich writes to the file even while it captures.
+    with _writing(), printer.capture() as capture:
         for part in found:
             printer.print(part)
     lines = (line.rstrip() for line in capture.get().splitlines())
@@ -144,7 +170,7 @@ def table(*columns: tuple[str, str]) -> Table:
     return made
 
 
-def cell(text: str, limit: int = 0, style: str = "") -> Text:
+def cell(text: str, limit: int = _LONGEST, style: str = "") -> Text:
     """A text for a table: escaped, at most ``limit`` characters."""
     from rich.text import Text
 
@@ -155,7 +181,7 @@ def line(text: str, style: str = "") -> Text:
     """A line of words between tables: escaped, wrapped at the terminal's width."""
     from rich.text import Text
 
-    return Text(printable(text), style=style)
+    return Text(printable(shortened(text)), style=style)
 
 
 def indented(text: str, by: int = 2) -> RenderableType:

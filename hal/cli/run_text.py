@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from hal.profiling import RunResult
 
 
+#: Values looked at in one go, so that a large output needs little more memory than it takes already.
+_N_AT_ONCE = 1 << 20
+
+
 class Summary(NamedTuple):
     """An output in short. Figures are None for strings, for empty outputs, and where not finite.
 
@@ -48,19 +52,31 @@ def summarize(output: Array) -> Summary:
     nothing = Summary(name, tuple(output.shape), None, None, None, None, 0)
     if name == "string" or output.dtype.kind == "c":
         return nothing
-    values = output.astype(np.float64)
-    finite = np.isfinite(values)
-    n_not_finite = int(values.size - np.count_nonzero(finite))
-    if n_not_finite == values.size:  # empty outputs too
+    flat = output.reshape(-1)
+    least, total, greatest, largest_at, n_finite = math.inf, 0.0, -math.inf, -1, 0
+    for start in range(0, flat.size, _N_AT_ONCE):
+        values = flat[start : start + _N_AT_ONCE].astype(np.float64)
+        at = np.flatnonzero(np.isfinite(values))
+        if not at.size:
+            continue
+        values = values[at]
+        top = int(values.argmax())
+        if values[top] > greatest:
+            greatest, largest_at = float(values[top]), start + int(at[top])
+        least = min(least, float(values.min()))
+        with np.errstate(over="ignore"):  # of float64 near its limit; said below
+            total += float(values.sum())
+        n_finite += at.size
+    n_not_finite = int(flat.size - n_finite)
+    if not n_finite:  # empty outputs too
         return nothing._replace(n_not_finite=n_not_finite)
-    kept = np.where(finite, values, -math.inf)
     return Summary(
         name,
         tuple(output.shape),
-        float(values[finite].min()),
-        float(values[finite].mean()),
-        float(values[finite].max()),
-        tuple(int(i) for i in np.unravel_index(int(kept.argmax()), values.shape)),
+        least,
+        total / n_finite if math.isfinite(total) else None,
+        greatest,
+        tuple(int(i) for i in np.unravel_index(largest_at, output.shape)),
         n_not_finite,
     )
 

@@ -12,11 +12,15 @@ from google.protobuf.message import DecodeError
 
 from hal.errors import ModelError, problems
 
+_PICKLE = "a Python pickle: load it in its framework and export it to ONNX"
 #: First bytes of files that people mistake for ONNX, and what to do with them.
 #: Source: PyTorch and Keras zip containers (PK), HDF5 signature, TFLite identifier at offset 4, GGUF.
 _FOREIGN = (
     (0, b"PK\x03\x04", "a zip archive (PyTorch .pt or Keras): export it to ONNX first"),
-    (0, b"\x80\x02", "a Python pickle: load it in its framework and export it to ONNX"),
+    (0, b"\x80\x02", _PICKLE),
+    (0, b"\x80\x03", _PICKLE),
+    (0, b"\x80\x04", _PICKLE),
+    (0, b"\x80\x05", _PICKLE),
     (0, b"\x89HDF", "an HDF5 file (Keras): convert it with tf2onnx"),
     (0, b"GGUF", "a GGUF file: load it with transformers and export it to ONNX"),
     (4, b"TFL3", "a TFLite file: convert it with tf2onnx"),
@@ -29,8 +33,20 @@ _BITS = {
     for name, number in onnx.TensorProto.DataType.items()
     if name not in ("UNDEFINED", "STRING") and (size := onnx.helper.tensor_dtype_to_np_dtype(number).itemsize)
 }
+#: Protobuf's limit for one message. Source: protobuf documentation, "Proto Limits".
+_LARGEST = (2 << 30) - 1
 #: Problems of one file that are told; a damaged file can have thousands.
 _SHOWN = 20
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether a file begins like one of another known format; False where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError:  # read() has the words for it
+        return False
+    return any(start[offset : offset + len(magic)] == magic for offset, magic, _ in _FOREIGN)
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -40,6 +56,13 @@ def read(path: Path) -> onnx.ModelProto:
         ModelError: It is missing, a folder, unreadable, empty or not ONNX.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ModelError(f"{str(path)!r} is a device or a pipe; expected an ONNX file")
+        if path.exists() and path.stat().st_size > _LARGEST:
+            raise ModelError(
+                f"{str(path)!r} has {path.stat().st_size} bytes; protobuf, and so ONNX, ends at 2 GiB: "
+                "keep the weights in external data beside the model"
+            )
         data = path.read_bytes()
     except FileNotFoundError:
         raise ModelError(f"there is no file {str(path)!r}; expected an ONNX model or demo:NAME") from None

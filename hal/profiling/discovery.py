@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -72,7 +73,8 @@ class Discovery(msgspec.Struct, frozen=True):
         offered = [target for found in usable for target in found.targets(compiled=compiled)]
         if patterns is None:
             if not offered:
-                raise TargetError(f"no device can be used: {self._why_not() or 'no plugin is installed'}")
+                nothing = "the plugins bring no devices" if self.installed else "no plugin is installed"
+                raise TargetError(f"no device can be used: {self._why_not() or nothing}")
             return offered
         chosen: dict[str, Target] = {}
         for pattern in patterns:
@@ -123,6 +125,9 @@ class Discovery(msgspec.Struct, frozen=True):
             f"{f.device.id}/{f.backend} ({f.device.unavailable})" for f in self.found if f.device.unavailable
         ]
         reasons += [f"plugin {plugin.name} ({plugin.failure})" for plugin in self.plugins if plugin.failure]
+        restriction = os.environ.get("HAL_PLUGINS")
+        if restriction is not None:
+            reasons.append(f"HAL_PLUGINS restricts the plugins to {restriction.strip() or 'none'}")
         return "; ".join(reasons)
 
 

@@ -37,6 +37,10 @@ _CHILD_BYTES = 500 << 20
 _WEIGHT_COPIES = 3
 
 
+#: Time for the reference. Source: the slowest real model tested takes 12 s (a decoder of 135 M parameters).
+_REFERENCE_S = 600
+
+
 def profile(
     model: Any,
     inputs: Any = None,
@@ -240,6 +244,7 @@ def _reference(subject: Subject, progress: Progress) -> tuple[list[Array] | None
             subject.named_inputs,
             cache_folder() / "reference",
             progress=progress.advance,
+            limit_s=_REFERENCE_S,
         )
     except (ReferenceUnavailable, ModelError) as error:  # ModelError: too large for one message
         return None, f"no reference, so answers were not checked: {scrub(str(error))}"

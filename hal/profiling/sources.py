@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from hal import demo, plugins
+from hal import demo, host, plugins
 from hal.demo import Evaluation
 from hal.errors import InputError, ModelError
 from hal.graph.model import Graph
+from hal.graph.reading import is_foreign
+from hal.profiling.preflight import preflight
 from hal.records.targets import TensorSpec
 from hal.tensor import Array, as_numpy
+from hal.units import format_bytes
 
 _DEMO = "demo:"
 _SEED = 0
@@ -78,7 +82,10 @@ def resolve(
             evaluation = found.evaluation()
     elif isinstance(model, Graph):
         graph = model
-    elif isinstance(model, bytes | onnx.ModelProto | ir.Model) or _is_onnx_path(model):
+    elif isinstance(model, bytes | onnx.ModelProto | ir.Model):
+        graph = Graph.load(model)
+    elif isinstance(model, str | Path) and not _is_of_a_framework(Path(model)):
+        preflight(Path(model), _shapes(shapes, inputs))
         graph = Graph.load(model)
     else:
         graph, inputs = _import(model, inputs)
@@ -91,6 +98,7 @@ def resolve(
                 "leave one of them out"
             )
     bound = graph.bind({**(shapes or {}), **known})
+    _check_room(bound)
     if not named:
         named, inputs_from = random_inputs(bound), f"random (seed {_SEED})"
     return Subject(bound, bound.check_inputs(named), inputs_from, evaluation)
@@ -121,7 +129,8 @@ def _random(value: ir.Value, spec: TensorSpec, generator: np.random.Generator) -
         return np.ones(shape, dtype)
     if dtype.kind == "b":
         return np.ones(shape, dtype)
-    return np.asarray(generator.random(shape), dtype)
+    # Float32 where possible: float64 would take twice the room before it is converted.
+    return np.asarray(generator.random(shape, np.float64 if dtype == np.float64 else np.float32), dtype)
 
 
 def _rows_indexed(node: ir.Node, index: ir.Value) -> int | None:
@@ -137,17 +146,37 @@ def _rows_indexed(node: ir.Node, index: ir.Value) -> int | None:
     return size if isinstance(size, int) else None
 
 
-def _is_onnx_path(model: Any) -> bool:
-    if not isinstance(model, str | Path):
-        return False
-    # Files of other frameworks go to an importer, if one takes them; all else is read as ONNX and
-    # gets that reader's clear error.
-    return not any(importer.accepts(model) for _, importer in _importers_for(Path(model)))
+def _is_of_a_framework(path: Path) -> bool:
+    # Importers run in this process, as the framework whose objects they take does, so they are asked
+    # only for files that cannot be ONNX; everything else gets the ONNX reader's clear error.
+    return is_foreign(path) and any(importer.accepts(path) for _, importer in plugins.importers())
 
 
-def _importers_for(path: Path) -> list[tuple[str, Any]]:
-    # Opening importers may load frameworks, so only for files that ONNX cannot be.
-    return [] if path.suffix in ("", ".onnx", ".pb") else list(plugins.importers())
+def _shapes(shapes: Mapping[str, Sequence[int]] | None, inputs: Any) -> dict[str, list[int]]:
+    given = inputs.items() if isinstance(inputs, Mapping) else ()
+    known = {str(name): list(np.shape(value)) for name, value in given}
+    return {**known, **{name: list(shape) for name, shape in (shapes or {}).items()}}
+
+
+def _check_room(graph: Graph) -> None:
+    """Refuse shapes whose inputs alone would not leave room to run.
+
+    Raises:
+        InputError: Says how much they need and how much there is.
+    """
+    n_bytes = sum(_n_bytes(spec) for spec in graph.signature.inputs)
+    free = host.available_memory_bytes()
+    # An input stands in memory three times: here, on its way to the target's process, and there.
+    if 3 * n_bytes > free:
+        raise InputError(
+            f"the inputs of {graph.name!r} are {format_bytes(n_bytes)}, {format_bytes(free)} of memory are "
+            "free, and three times as much as the inputs is needed: give smaller shapes"
+        )
+
+
+def _n_bytes(spec: TensorSpec) -> int:
+    item = 8 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
+    return item * math.prod(size for size in spec.shape if isinstance(size, int))
 
 
 def _import(model: Any, inputs: Any) -> tuple[Graph, dict[str, Array]]:
@@ -172,11 +201,17 @@ def _named(graph: Graph, inputs: Any) -> dict[str, Array]:
     if inputs is None:
         return {}
     if isinstance(inputs, Mapping):
-        return {str(name): as_numpy(value) for name, value in inputs.items()}
+        return {str(name): _array(value) for name, value in inputs.items()}
     values = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     names = [spec.name for spec in graph.signature.inputs]
     if len(values) != len(names):
         raise InputError(
             f"model {graph.name!r} takes {len(names)} inputs ({', '.join(names)}), {len(values)} were given"
         )
-    return dict(zip(names, (as_numpy(value) for value in values), strict=True))
+    return dict(zip(names, map(_array, values), strict=True))
+
+
+def _array(value: Any) -> Array:
+    array = as_numpy(value)
+    # Text of fixed width is how numpy stores it in files; tensors of strings hold objects.
+    return array.astype(object) if array.dtype.kind in "US" else array

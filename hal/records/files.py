@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -21,16 +22,44 @@ def check_free(path: Path, *, force: bool) -> None:
 
     Raises:
         OutputExists: The file exists and ``force`` is false.
-        StorageError: The folder is not there.
+        StorageError: It is a folder, a device or a link to nothing; or its folder is not there or may not
+            be written.
     """
+    _place(path, force=force)
+
+
+def _place(path: Path, *, force: bool) -> Path:
+    """The file itself, behind links: to replace a link would leave what it points to as it was."""
     try:
-        exists, has_folder = path.exists(), path.parent.is_dir()
-    except OSError as error:  # for example a name that is too long
-        raise StorageError(f"{str(path)!r} cannot be a file: {error.strerror}; name another one") from error
-    if exists and not force:
+        place = Path(os.path.realpath(path)) if path.is_symlink() else path
+        mode = _mode(place)
+        has_folder = place.parent.is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, links in a circle, a null character
+        why = getattr(error, "strerror", None) or error
+        raise StorageError(f"{str(path)!r} cannot be a file: {why}; name another one") from error
+    if mode is None and place is not path:
+        raise StorageError(
+            f"{str(path)!r} is a link to {str(place)!r}, which does not exist; remove the link"
+        )
+    if mode is not None and stat.S_ISDIR(mode):
+        raise StorageError(f"{str(path)!r} is a folder; name a file in it")
+    if mode is not None and not stat.S_ISREG(mode):
+        # To replace it would take a device away from the whole machine.
+        raise StorageError(f"{str(path)!r} is a device or a pipe, not a file; name another one")
+    if mode is not None and not force:
         raise OutputExists(f"{str(path)!r} exists; use --force to overwrite it, or name another file")
     if not has_folder:
-        raise StorageError(f"the folder {str(path.parent)!r} does not exist; create it first")
+        raise StorageError(f"the folder {str(place.parent)!r} does not exist; create it first")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise StorageError(f"the folder {str(place.parent)!r} may not be written; name a file in another one")
+    return place
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def write(path: Path, content: bytes | Callable[[IO[bytes]], Any], *, force: bool = False) -> None:
@@ -43,11 +72,12 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], Any], *, force: boo
 
     Raises:
         OutputExists: The file exists and ``force`` is false.
-        StorageError: The disk is full or the folder cannot be written.
+        StorageError: As :func:`check_free`, or the disk is full.
     """
-    check_free(path, force=force)
-    # Not tempfile.mkstemp: its files can be read by their owner only, and the mode would stay.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    place = _place(path, force=force)
+    # Not tempfile.mkstemp: its files can be read by their owner only, and the mode would stay. Not after
+    # the file either: a name of the greatest length would grow beyond it.
+    temporary = place.with_name(f".hal-{secrets.token_hex(8)}")
     try:
         with temporary.open("xb") as file:
             if isinstance(content, bytes):
@@ -57,10 +87,10 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], Any], *, force: boo
             file.flush()
             os.fsync(file.fileno())
         if force:
-            os.replace(temporary, path)
+            os.replace(temporary, place)
         else:
             # A hard link fails if another process made the file meanwhile; replace would hide it.
-            _link(temporary, path)
+            _link(temporary, place, path)
     except OSError as error:
         if isinstance(error, OutputExists):
             raise
@@ -73,13 +103,13 @@ def write(path: Path, content: bytes | Callable[[IO[bytes]], Any], *, force: boo
             temporary.unlink()
 
 
-def _link(temporary: Path, path: Path) -> None:
+def _link(temporary: Path, place: Path, path: Path) -> None:
     try:
-        os.link(temporary, path)
+        os.link(temporary, place)
     except FileExistsError:
         raise OutputExists(f"{str(path)!r} appeared while writing; use --force to overwrite it") from None
     except OSError:  # a file system without hard links
-        os.replace(temporary, path)
+        os.replace(temporary, place)
 
 
 def to_json(record: msgspec.Struct) -> bytes:

@@ -79,8 +79,13 @@ def serve() -> None:
     with os.fdopen(int(sys.argv[2]), "w", buffering=1) as line:
         ref = msgspec.json.decode(sys.argv[3], type=BackendRef)
         results = check(ref, lambda name: print(json.dumps(name), file=line))
-        print(msgspec.json.encode(results).decode(), file=line)
+        print(msgspec.json.encode([_encodable(result) for result in results]).decode(), file=line)
     os._exit(0)  # frameworks may crash or hang while they are torn down
+
+
+def _encodable(result: CheckResult) -> CheckResult:
+    """A plugin's error may hold what no encoding takes: lone surrogates."""
+    return msgspec.structs.replace(result, message=result.message.encode(errors="replace").decode())
 
 
 def _listen(

@@ -271,6 +271,26 @@ def test_plugins_says_so_when_none_is_installed(plugins: Plugins, capsys: pytest
     assert capsys.readouterr().out.startswith("no plugins are installed, or HAL_PLUGINS leaves none;")
 
 
+@pytest.mark.parametrize("restriction", ["", "fake"])
+def test_devices_are_said_to_be_restricted_when_hal_plugins_leaves_none(
+    restriction: str, model: str, plugins: Plugins, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if restriction:
+        plugins.add_fake("fake", devices=[])
+    assert main(["profile", model, *SHAPE]) == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: no device can be used: HAL_PLUGINS restricts the plugins to {restriction or 'none'}\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["profile", "run"])
+def test_output_is_refused_before_measuring_when_it_is_no_file(
+    command: str, model: str, plugins: Plugins, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, model, "--output", "", "--force"]) == 4
+    assert capsys.readouterr().err == "error: '.' is a folder; name a file in it\n"
+
+
 def test_plugins_check_passes_when_the_plugin_keeps_the_contract(
     plugins: Plugins, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,12 +38,24 @@ def test_parse_shapes_asks_for_a_name_when_there_is_none(text: str) -> None:
     assert shape_error(text) == f"--shape cannot be read: {text!r} has no name; expected NAME=1,3,640,640"
 
 
-@pytest.mark.parametrize("sizes", ["", "1,,2", "1,-3", "1x3", "1.5", "batch", "²", str(1 << 63)])
+@pytest.mark.parametrize("sizes", ["", "1,,2", "1,-3", "1x3", "1.5", "batch", "²"])
 def test_parse_shapes_refuses_sizes_when_they_are_no_whole_numbers(sizes: str) -> None:
     assert shape_error(f"x={sizes}") == (
         f"--shape cannot be read: {f'x={sizes}'!r} has sizes that are not whole numbers of 0 or more; "
         "expected x=1,3,640,640"
     )
+
+
+@pytest.mark.parametrize("size", [str((1 << 31) + 1), str(1 << 63), "9" * 5000])
+def test_parse_shapes_names_the_limit_when_a_size_is_above_it(size: str) -> None:
+    message = shape_error(f"x=1,{size}")
+    assert message.startswith("--shape cannot be read: 'x=1,")
+    assert message.endswith("' has a size above 2147483648, the largest hal takes; expected x=1,3,640,640")
+    assert len(message) < 400
+
+
+def test_parse_shapes_reads_sizes_when_they_are_at_the_limit_or_begin_with_zeros() -> None:
+    assert parse_shapes([f"x={1 << 31},{'0' * 5000}7,000"]) == {"x": (1 << 31, 7, 0)}
 
 
 def test_parse_shapes_names_all_problems_when_there_are_several() -> None:
@@ -160,6 +172,67 @@ def test_read_inputs_says_so_when_an_npy_is_cut_off(tmp_path: Path) -> None:
         message = input_error(f"x={tmp_path / 'cut.npy'}")
         assert "cut.npy' holds no whole numpy array (" in message
         assert message.endswith("; write it again with numpy.save")
+
+
+HEADERS = {
+    "no_end": "{'descr': '<f4', 'fortran_order': False, 'shape': (2, ",
+    "no_python": "{'descr': '<f4', 'fortran_order': False, 'shape': (2 3)}",
+    "boolean": "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 3)}",
+    "beyond_int64": "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999999,)}",
+    "no_keys": "{}",
+    "list": "[1]",
+    "deep": "-" * 9000 + "1",
+    "type": "{'descr': [('a', '<f4', 'x')], 'fortran_order': False, 'shape': (2,)}",
+}
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_read_inputs_says_so_when_the_header_is_damaged(header: str, tmp_path: Path) -> None:
+    text = HEADERS[header].encode() + b"\n"
+    content = b"\x93NUMPY\x02\x00" + len(text).to_bytes(4, "little") + text
+    (tmp_path / "x.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", content)
+    for path, text in ((tmp_path / "x.npy", "x={}"), (tmp_path / "x.npz", "{}")):
+        message = input_error(text.format(path))
+        assert message.startswith(f"--input cannot be read: {str(path)!r} ")
+        assert "write it again with numpy.save" in message or "does not fit into memory" in message
+
+
+def test_read_inputs_says_so_when_an_array_does_not_fit_into_memory(tmp_path: Path) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**15,)}
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.write(tmp_path / "x.npy", "x.npy")
+    for path, text in ((tmp_path / "x.npy", "x={}"), (tmp_path / "x.npz", "{}")):
+        message = input_error(text.format(path))
+        assert (
+            f"{str(path)!r} holds an array that does not fit into memory (Unable to allocate 3.55 PiB"
+            in message
+        )
+        assert message.endswith(
+            "; give a smaller one, or write the file again if it should hold none of this size"
+        )
+
+
+def test_read_inputs_refuses_the_npz_when_it_holds_a_name_twice(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.save(tmp_path / "x.npy", np.ones(1))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(tmp_path / "x.npy", "x.npy")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.write(tmp_path / "x.npy", "x.npy")
+    assert input_error(str(path)) == (
+        f"--input cannot be read: {str(path)!r} holds 'x.npy' twice; write the file again with numpy.savez"
+    )
+
+
+def test_read_inputs_says_so_when_the_name_of_the_file_is_too_long() -> None:
+    path = "a" * 5000 + ".npy"
+    assert input_error(f"x={path}") == (
+        f"--input cannot be read: {path!r} is not a file; give the path of one that exists"
+    )
 
 
 def test_read_inputs_names_the_input_when_it_is_given_twice(tmp_path: Path) -> None:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from hal.cli import main
 from hal.cli.options import policy
 from hal.cli.outcome import guarded
-from hal.cli.output import ReaderGone, emit, one_line, printable, say
+from hal.cli.output import ReaderGone, cell, console, emit, line, one_line, printable, say, shortened
 from hal.cli.progress import StageLines, shown
+from hal.cli.signals import Signalled, ended_by, watching
 from hal.errors import (
     BackendError,
     InputError,
@@ -73,6 +78,94 @@ def test_guarded_ends_with_130_when_interrupted(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize("link", ["__cause__", "__context__"])
+def test_guarded_ends_with_130_when_a_library_hides_the_interruption(
+    link: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = ImportError("numpy._core.umath failed to import")
+    between = ImportError("between")
+    setattr(between, link, KeyboardInterrupt())
+    setattr(error, link, between)
+    assert raising(error) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ended_by_is_nothing_when_errors_are_chained_in_a_circle() -> None:
+    one, two = ValueError("one"), ValueError("two")
+    one.__context__, two.__context__ = two, one
+    assert ended_by(one) is None
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("SIGINT", 130, "interrupted\n"),
+        ("SIGTERM", 143, "ended by SIGTERM\n"),
+        ("SIGHUP", 129, "ended by SIGHUP\n"),
+    ],
+)
+@pytest.mark.parametrize("hidden", [False, True])
+def test_guarded_cleans_up_when_a_signal_comes(
+    name: str, code: int, words: str, hidden: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+
+    def command() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            folders.append(folder)
+            try:
+                signal.raise_signal(getattr(signal, name))
+            except Signalled:
+                if not hidden:
+                    raise
+            raise ImportError("umath failed to import")  # as numpy does, without a trace of why
+
+    before = signal.getsignal(getattr(signal, name))
+    with watching():
+        assert guarded(command, traceback=False)() == code
+    assert signal.getsignal(getattr(signal, name)) is before
+    assert capsys.readouterr().err == words
+    assert not Path(folders[0]).exists()
+
+
+def test_watching_leaves_a_signal_alone_when_it_is_ignored() -> None:
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with watching():
+            signal.raise_signal(signal.SIGTERM)
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_watching_lets_the_clean_up_end_when_the_signal_comes_twice() -> None:
+    cleaned = []
+
+    def end_twice() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            cleaned.append(True)
+
+    with watching(), pytest.raises(Signalled, match="ended by SIGTERM"):
+        end_twice()
+    assert cleaned == [True]
+
+
+def test_guarded_cuts_the_middle_when_an_error_is_megabytes_long(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for error in (BackendError("a" * 3_000_000 + "z"), ValueError("a" * 3_000_000 + "z")):
+        raising(error)
+        err = capsys.readouterr().err
+        assert err.startswith("error: ")
+        assert "aaa…aaa" in err
+        assert "az" in err
+        assert len(err) < 2200
+
+
 def test_guarded_names_shapes_when_memory_runs_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(MemoryError("Unable to allocate 1 PiB")) == 2
     assert capsys.readouterr().err == (
@@ -97,14 +190,29 @@ def test_hal_is_quiet_and_ends_with_141_when_the_reader_is_gone() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_hal_ends_with_4_when_stdout_is_full() -> None:
+@pytest.mark.parametrize("command", ["--version", "plugins"])
+def test_hal_ends_with_4_when_stdout_is_full(command: str) -> None:
     with open("/dev/full", "w") as full:
-        ran = subprocess.run([*CALL, "--version"], stdout=full, stderr=subprocess.PIPE, timeout=60)
+        ran = subprocess.run([*CALL, command], stdout=full, stderr=subprocess.PIPE, timeout=60)
     assert ran.returncode == 4
     assert ran.stderr == (
         b"error: the output could not be written: No space left on device; "
         b"free some space or send it somewhere else\n"
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the shell is POSIX's")
+@pytest.mark.parametrize(
+    ("closed", "words"),
+    [
+        (">&-", b"error: the output could not be written: stdout is closed; send it somewhere else\n"),
+        (">&- 2>&-", b""),
+    ],
+)
+def test_hal_ends_with_4_when_stdout_is_closed(closed: str, words: bytes) -> None:
+    call = shlex.join([*CALL, "plugins"])
+    ran = subprocess.run(["sh", "-c", f"{call} {closed}"], capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stderr) == (4, words)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +296,23 @@ def test_one_line_cuts_the_middle_when_a_text_is_long() -> None:
     assert one_line("0123456789", 10) == "0123456789"
     assert one_line("0123456789A", 10) == "0123…6789A"
     assert len(one_line("x" * 5000, 7)) == 7
+    assert one_line("\n" * 5000, 9) == "\\n\\n…\\n\\n"
+
+
+def test_texts_lose_their_middle_when_they_are_megabytes_long() -> None:
+    text = "a" * 1_500_000 + "b" * 1_500_000
+    expected = "a" * 999 + "…" + "b" * 1000
+    assert shortened(text) == one_line(text) == cell(text).plain == line(text).plain == expected
+
+
+@pytest.mark.parametrize(
+    ("columns", "width"), [("0", 100), ("19", 100), ("20", 20), ("80", 80), ("9" * 5000, 100), ("x", 100)]
+)
+def test_console_has_its_usual_width_when_columns_is_no_width(
+    columns: str, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert console(io.StringIO()).width == width
 
 
 def test_emit_escapes_letters_when_the_stream_cannot_write_them() -> None:
@@ -252,10 +377,11 @@ def test_policy_fits_into_the_time_when_one_is_given() -> None:
     assert longer.min_time_ns == Policy().min_time_ns
 
 
-@pytest.mark.parametrize("time_s", [0.0, -1.0, float("nan"), float("inf")])
-def test_policy_refuses_a_time_when_it_is_not_positive_and_finite(time_s: float) -> None:
+@pytest.mark.parametrize("time_s", [0.0, -1.0, float("nan"), float("inf"), 1e300, 86_401])
+def test_policy_refuses_a_time_when_it_is_not_above_0_and_at_most_a_day(time_s: float) -> None:
     with pytest.raises(UserError) as caught:
         policy(time_s)
-    assert (
-        caught.value.message == f"--time-s {time_s:g} is not a time; expected seconds above 0, for example 2"
+    assert caught.value.message == (
+        f"--time-s {time_s:g} is no time to measure; expected seconds above 0 and at most 86400 (a day), "
+        "for example 2"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 
 import msgspec
 import numpy as np
@@ -232,3 +233,25 @@ def test_npz_reads_back_when_names_and_types_are_awkward() -> None:
         assert found["half"].dtype == np.float32
         np.testing.assert_array_equal(found["half"], [1.5, -2])
         np.testing.assert_array_equal(found["words"], ["x", "yy"])
+
+
+def test_summary_is_the_same_when_an_output_is_larger_than_what_is_looked_at_at_once() -> None:
+    output = np.random.default_rng(0).normal(size=(3, 1_000_003)).astype(np.float32)
+    output[2, 7], output[2, 9], output[0, 5], output[1, 0] = 9, 9, np.nan, -8
+    found = summarize(output)
+    assert (found.minimum, found.maximum, found.largest_at, found.n_not_finite) == (-8, 9, (2, 7), 1)
+    assert found.mean == pytest.approx(np.nanmean(output.astype(np.float64)), rel=1e-12)
+
+
+def test_summary_takes_little_memory_when_an_output_is_large() -> None:
+    output = np.zeros(1 << 25, np.float32)
+    tracemalloc.start()
+    try:
+        summarize(output)
+        assert tracemalloc.get_traced_memory()[1] < output.nbytes / 2
+    finally:
+        tracemalloc.stop()
+
+
+def test_summary_has_no_mean_when_the_sum_is_beyond_float64() -> None:
+    assert summarize(np.full(4, 1e308)).mean is None

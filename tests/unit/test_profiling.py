@@ -5,14 +5,18 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import psutil
 import pytest
+from onnx import TensorProto, helper
 
 import hal
-from hal.errors import InputError, TargetError
+from hal.errors import HalError, InputError, ModelError, TargetError
 from hal.profiling import bench, discover, prove, run
+from hal.profiling.preflight import preflight
 from hal.profiling.privacy import scrub
 from hal.profiling.ratios import rebase
+from hal.profiling.sources import resolve
 from hal.records.files import from_json, to_json
 from hal.records.profile import Profile, TargetProfile
 from hal.sampling import Policy
@@ -21,6 +25,8 @@ from hal.worker import Deadlines
 from tests.throwaway import Plugins, failing
 
 S = 1_000_000_000
+#: Files that kill a bare process; they are not part of this repository and may be absent.
+HOSTILE = Path(__file__).resolve().parents[3] / "shared" / "hostile"
 #: Virtual time passes quickly: a handful of runs each.
 QUICK = Policy(
     warm_up_min_ns=1,
@@ -313,3 +319,49 @@ def test_profile_scores_labelled_data_when_the_demo_has_them(plugins: Plugins) -
         "demo:digits", policy=msgspec.structs.replace(QUICK, min_bursts=1, min_runs=1)
     ).targets[0]
     assert target.accuracy == pytest.approx(0.995)
+
+
+def save(tmp_path: Path, proto: onnx.ModelProto) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def text_model() -> onnx.ModelProto:
+    value = [helper.make_tensor_value_info(name, TensorProto.STRING, (2,)) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "text", value[:1], value[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_run_takes_text_when_numpy_gives_it_a_fixed_width(plugins: Plugins, tmp_path: Path) -> None:
+    plugins.add_fake("good", devices=ONE)
+    path = save(tmp_path, text_model())
+    result = run(path, {"x": np.array(["short", "longer"])}, target="cpu:0/good/fp32")
+    assert result.outputs["y"].tolist() == ["short", "longer"]
+
+
+def test_resolve_refuses_shapes_when_their_inputs_do_not_fit_into_memory() -> None:
+    with pytest.raises(InputError, match=r"the inputs of .* are 3.64 TiB, .* of memory are free"):
+        resolve(huge(), shapes={"x": (1_000_000, 1_000_000)})
+
+
+def huge() -> onnx.ModelProto:
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("a", "b")) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "huge", value[:1], value[1:])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_preflight_says_so_when_the_file_keeps_onnx_busy(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"keeps onnx busy for more than 0.01 s before it can run"):
+        preflight(save(tmp_path, huge()), {}, deadline_s=0.01)
+
+
+@pytest.mark.parametrize("path", sorted(HOSTILE.glob("crash_1*.onnx")), ids=lambda path: path.stem)
+def test_profile_survives_when_the_file_is_hostile(plugins: Plugins, path: Path) -> None:
+    plugins.add_fake("good", devices=ONE)
+    message = "none"
+    try:
+        preflight(path, {}, deadline_s=10)
+    except HalError as error:
+        message = error.message
+    assert message  # one clear error or none, and this process lives

@@ -1,6 +1,7 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -144,3 +145,73 @@ def test_to_json_writes_null_when_a_number_is_infinite():
         value: float
 
     assert b"null" in files.to_json(Number(float("inf")))
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["", ".", "/", "folder"])
+def test_check_free_refuses_when_it_is_a_folder(tmp_path, monkeypatch, force, name):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StorageError, match=r"^'(\.|/|folder)' is a folder; name a file in it$") as raised:
+        files.check_free(Path(name), force=force)
+    assert raised.value.exit_code == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("force", [False, True])
+def test_write_leaves_it_alone_when_it_is_a_device_or_a_pipe(tmp_path, force):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", Path("/dev/null")):
+        expected = f"^{str(path)!r} is a device or a pipe, not a file; name another one$"
+        with pytest.raises(StorageError, match=expected):
+            files.check_free(path, force=force)
+    with pytest.raises(StorageError, match="is a device or a pipe"):
+        files.write(pipe, b"x", force=force)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert names(tmp_path) == ["link", "pipe"]
+
+
+def test_write_replaces_the_file_behind_the_link_when_forced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    target = tmp_path / "folder" / "target"
+    target.write_bytes(b"old")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    with pytest.raises(OutputExists, match=r"link' exists; use --force to overwrite it"):
+        files.write(link, b"new")
+    files.write(link, b"new", force=True)
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+    assert names(tmp_path / "folder") == ["target"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_check_free_refuses_when_it_is_a_link_to_nothing(tmp_path, force):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(
+        StorageError, match=r"link' is a link to '.*gone', which does not exist; remove the link$"
+    ):
+        files.check_free(tmp_path / "link", force=force)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StorageError, match=r"loop' cannot be a file: .*; name another one$"):
+        files.check_free(tmp_path / "loop", force=force)
+
+
+def test_check_free_refuses_when_the_folder_may_not_be_written(tmp_path, monkeypatch):
+    # Not by its mode: root may write wherever the file system can be written to.
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    with pytest.raises(
+        StorageError, match=r"^the folder '.*' may not be written; name a file in another one$"
+    ):
+        files.check_free(tmp_path / "a.json", force=True)
+
+
+def test_write_makes_the_file_when_its_name_has_the_greatest_length(tmp_path):
+    longest = "a" * os.pathconf(tmp_path, "PC_NAME_MAX")
+    files.write(tmp_path / longest, b"x")
+    assert names(tmp_path) == [longest]
+    for name in (longest + "a", "null\0"):
+        with pytest.raises(StorageError, match=r" cannot be a file: .*; name another one$"):
+            files.check_free(tmp_path / name, force=False)

@@ -17,6 +17,14 @@ def parse(text, header='ir_version: 8, opset_import: ["" : 17]'):
     return parser.parse_model(f"<{header}>\n{text}")
 
 
+def test_reference_gives_up_when_the_time_is_over():
+    model = parse("g (float[2] x) => (float[2] y) { y = Neg (x) }")
+    with pytest.raises(
+        ReferenceUnavailable, match="no reference for this model within -1 s; give smaller inputs"
+    ):
+        reference_outputs(model, {"x": np.zeros(2, np.float32)}, limit_s=-1)
+
+
 def test_a_subgraph_reads_values_around_it_when_they_are_used_nowhere_else():
     model = parse(
         """g (float[2] x, bool c) => (float[2] y) {

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hal.backend import BackendRef
@@ -33,3 +35,19 @@ def test_check_isolated_names_the_check_when_the_plugin_hangs() -> None:
     ref = BackendRef(FAKE, {"fail": [{"at": "discover", "how": "hang"}]})
     (failed,) = [result for result in check_isolated(ref, deadline_s=5) if result.outcome == "failed"]
     assert "gave no sign of life for 5 s" in failed.message
+
+
+def test_check_isolated_blames_the_right_check_when_an_error_cannot_be_encoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "surrogate_backend.py").write_text(
+        "from hal.testing.fake import FakeBackend\n"
+        "class Surrogate(FakeBackend):\n"
+        "    def discover(self): raise RuntimeError('lone \\ud800')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    results = check_isolated(BackendRef("surrogate_backend:Surrogate"))
+    assert [result.name for result in results] == list(checks())
+    failed = [result for result in results if result.outcome == "failed"]
+    assert failed
+    assert all("raised RuntimeError: lone ?" in result.message for result in failed)

@@ -6,12 +6,13 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -22,7 +23,7 @@ from hal.graph.reference.evaluator import Progress, reference_outputs
 from hal.graph.reference.operator import Array
 
 #: Raise it whenever an answer may change: it is part of every key.
-REFERENCE_VERSION = 1
+REFERENCE_VERSION = 2
 
 _log = logging.getLogger("hal")
 
@@ -71,8 +72,19 @@ def reference_key(model_digest: str, inputs: Mapping[str, Array]) -> str:
 def _read(path: pathlib.Path) -> dict[str, Array]:
     # numpy leaves a file open that it opened itself and cannot read.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        entries = json.loads(stored["entries"].tobytes())
-        return {entry["name"]: _array(entry, stored[f"data{i}"]) for i, entry in enumerate(entries)}
+        packed = stored["entries"].tobytes()
+        arrays = [stored[f"data{i}"] for i in range(len(json.loads(packed)))]
+        if stored["checksum"].tobytes() != _checksum(packed, arrays):
+            raise ValueError("its checksum is wrong")
+        return {e["name"]: _array(e, raw) for e, raw in zip(json.loads(packed), arrays, strict=True)}
+
+
+def _checksum(packed: bytes, arrays: Iterable[Array]) -> bytes:
+    digest = hashlib.sha256(packed)
+    for array in arrays:
+        digest.update(str(array.dtype).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.digest()
 
 
 def _write(path: pathlib.Path, outputs: Mapping[str, Array]) -> None:
@@ -80,7 +92,10 @@ def _write(path: pathlib.Path, outputs: Mapping[str, Array]) -> None:
     for i, (name, value) in enumerate(outputs.items()):
         described, arrays[f"data{i}"] = _raw(value)
         entries.append({"name": name, **described})
-    arrays["entries"] = np.frombuffer(json.dumps(entries).encode(), dtype=np.uint8)
+    packed = json.dumps(entries).encode()
+    checksum = _checksum(packed, list(arrays.values()))
+    arrays["entries"] = np.frombuffer(packed, dtype=np.uint8)
+    arrays["checksum"] = np.frombuffer(checksum, dtype=np.uint8)
     held = io.BytesIO()
     np.savez(held, **arrays)  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +116,7 @@ def cached_reference(
     cache_dir: pathlib.Path,
     *,
     progress: Progress | None = None,
+    limit_s: float = math.inf,
 ) -> dict[str, Array]:
     """Return the reference's answers, from ``cache_dir`` if they are there.
 
@@ -113,6 +129,7 @@ def cached_reference(
         inputs: Arrays by input name.
         cache_dir: Folder of the cache; made if needed. Safe to share between processes.
         progress: As for ``reference_outputs``.
+        limit_s: As for ``reference_outputs``.
 
     Returns:
         The outputs by name, in the order of the model. Tensors of strings come as arrays of ``object``.
@@ -133,7 +150,7 @@ def cached_reference(
             type(error).__name__,
             error,
         )
-    outputs = reference_outputs(model_loader(), inputs, progress=progress)
+    outputs = reference_outputs(model_loader(), inputs, progress=progress, limit_s=limit_s)
     try:
         _write(path, outputs)
     except OSError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,14 @@ Progress = Callable[[int, int], None]
 
 class ReferenceUnavailable(UserError):
     """The reference has no answer for a model; targets can run it, but nothing vouches for their answers."""
+
+
+#: When the evaluation under way has to end, on the monotonic clock; loops of a model may never do.
+_UNTIL_S: ContextVar[float] = ContextVar("until_s", default=math.inf)
+
+
+class _OutOfTime(Exception):
+    """The time limit passed."""
 
 
 class _RunFailed(Exception):
@@ -132,9 +143,11 @@ class Evaluator(ReferenceEvaluator):
                 options["context"] = values
             if node.has_linked_attribute and attributes:
                 options["linked_attributes"] = attributes
+            if time.monotonic() > _UNTIL_S.get():
+                raise _OutOfTime
             try:
                 outputs = node.run(*(values[name] for name in node.input), **options)
-            except _RunFailed:
+            except (_RunFailed, _OutOfTime):
                 raise
             except Exception as error:  # what onnx's code raises is not documented; the reason is kept
                 label = f"{node.op_type} {node.onnx_node.name!r} (outputs {list(node.output)})"
@@ -216,7 +229,11 @@ def _check_inputs(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> None:
 
 
 def reference_outputs(
-    model: onnx.ModelProto, inputs: Mapping[str, Array], *, progress: Progress | None = None
+    model: onnx.ModelProto,
+    inputs: Mapping[str, Array],
+    *,
+    progress: Progress | None = None,
+    limit_s: float = math.inf,
 ) -> dict[str, Array]:
     """Return the answers every target is judged by.
 
@@ -227,14 +244,15 @@ def reference_outputs(
         model: The model, its external data loaded.
         inputs: Arrays by input name; inputs with a default may be left out.
         progress: Called after each node of the main graph with the nodes done and the nodes in all.
+        limit_s: Seconds it may take; looked at before each node, those of loops among them.
 
     Returns:
         The outputs by name, in the order of the model.
 
     Raises:
         InputError: An input is missing or unknown.
-        ReferenceUnavailable: Operators have no reference (all are named), weights are not in the model, an
-            output is not a tensor, or a node fails.
+        ReferenceUnavailable: The time is over, operators have no reference (all are named), weights are not
+            in the model, an output is not a tensor, or a node fails.
     """
     _check_inputs(model, inputs)
     elsewhere = [tensor.name for tensor in model.graph.initializer if uses_external_data(tensor)]
@@ -254,14 +272,22 @@ def reference_outputs(
         )
     evaluator = _prepared(model)
     evaluator.progress = progress
+    token = _UNTIL_S.set(time.monotonic() + limit_s)
     try:
         # Overflow and NaN are answers here, not accidents.
         with np.errstate(all="ignore"):
             answers = evaluator.run(None, inputs)
+    except _OutOfTime:
+        raise ReferenceUnavailable(
+            f"no reference for this model within {limit_s:g} s; give smaller inputs, or judge its targets "
+            "by other means"
+        ) from None
     except _RunFailed as failure:
         raise ReferenceUnavailable(
             f"no reference for this model: {failure}; check the model and the shapes of its inputs"
         ) from failure
+    finally:
+        _UNTIL_S.reset(token)
     outputs = dict(zip(evaluator.output_names, answers, strict=True))
     odd = [
         f"{name} is a {type(value).__name__}"

@@ -15,6 +15,7 @@ import msgspec
 import onnx_ir as ir
 
 from hal.graph.model import Graph
+from hal_openvino.passthrough import maker
 
 #: A token, and what a transformation may have appended to it (``_flatten_reshape``, ``/transpose_b``).
 TOKEN = re.compile(r"hal(\d+)(?!\d)")
@@ -60,7 +61,8 @@ def owners(graph: Graph, operations: Iterable[Any]) -> dict[str, tuple[str, ...]
     names are no evidence: OpenVINO makes up ``Add_3`` as readily as an exporter does.
     """
     ordered = list(operations)
-    producers = {str(value.name): name for name, node in graph.nodes.items() for value in node.outputs}
+    makers = {str(value.name): maker(value) for node in graph.nodes.values() for value in node.outputs}
+    producers = {name: str(node.name) for name, node in makers.items() if node is not None}
     found: dict[str, tuple[str, ...]] = {}
     for operation in ordered:
         tensors = (tensor for output in operation.outputs() for tensor in output.get_names())

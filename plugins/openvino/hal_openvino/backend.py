@@ -61,6 +61,7 @@ class OpenVinoBackend(Backend):
         """Compile for one device; see :meth:`hal.backend.Backend.compile`."""
         from hal_openvino.atlas import draw
         from hal_openvino.executable import OpenVinoExecutable
+        from hal_openvino.passthrough import separate
         from hal_openvino.support import untransferable
 
         chosen = self._settings(device, configuration)
@@ -78,6 +79,7 @@ class OpenVinoBackend(Backend):
             model = self._core.read_model(graph.serialized())
         except RuntimeError as error:
             raise self._refusal(device, graph, configuration, error) from error
+        separate(graph, model)
         atlas = draw(graph, model)
         name = devices.openvino_name(device)
         try:

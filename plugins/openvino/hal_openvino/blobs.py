@@ -10,7 +10,7 @@ from hal.backend import Signature
 from hal.errors import BackendError
 from hal_openvino.atlas import Atlas
 
-_MAGIC = b"hal-openvino-blob-1\n"
+_MAGIC = b"hal-openvino-blob-2\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _LENGTH_BYTES = 8
 

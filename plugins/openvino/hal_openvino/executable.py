@@ -159,17 +159,28 @@ def run_failure(error: RuntimeError) -> BackendError:
 
 
 def _ports(specs: Sequence[Any], compiled: Sequence[Any], role: str) -> list[Port]:
-    """Match the graph's tensors with the compiled model's, by name; it drops unused inputs."""
+    """Match the graph's tensors with the compiled model's: inputs by name, outputs by position.
+
+    OpenVINO drops unused inputs. It keeps all outputs in order, and gives those of one source one name.
+    """
     by_name = {name: index for index, port in enumerate(compiled) for name in port.get_names()}
+    if role == "output" and len(compiled) != len(specs):
+        raise BackendError(
+            f"OpenVINO kept {len(compiled)} of {len(specs)} outputs: {', '.join(sorted(by_name))}; "
+            "use another backend"
+        )
+    # A compiled input that no tensor is for would be run on whatever its memory holds.
+    known = {spec.name for spec in specs}
+    unfed = [port for port in compiled if role == "input" and not known & port.get_names()]
+    if unfed:
+        names = sorted(name for port in unfed for name in port.get_names())
+        raise BackendError(
+            f"OpenVINO's model reads {', '.join(names) or 'a tensor without a name'}, no input of the graph; "
+            f"expected {', '.join(spec.name for spec in specs) or 'none'}: compile the graph again"
+        )
     found: list[Port] = []
     for position, spec in enumerate(specs):
-        index = by_name.get(spec.name, -1)
-        if role == "output" and index < 0:
-            if len(compiled) != len(specs):
-                raise BackendError(
-                    f"OpenVINO dropped output {spec.name!r}; it kept {', '.join(sorted(by_name))}"
-                )
-            index = position
+        index = position if role == "output" else by_name.get(spec.name, -1)
         shape = tuple(spec.shape)
         fixed = all(isinstance(size, int) for size in shape)
         if role == "output":
