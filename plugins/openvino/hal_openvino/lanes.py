@@ -13,9 +13,10 @@ from hal.tensor import Array, Tensor
 from hal_openvino.ports import Port
 
 #: Smaller tensors are copied into and out of the request's own memory; larger ones are shared.
-#: Source: setting a tensor costs about 5 us per run in OpenVINO 2026.4 (the graph is bound to the new
-#: address); in that time a core copies 32 KiB at the 6 GB/s that even a slow one does.
-COPY_BELOW_BYTES = 32 << 10
+#: Source: measured with OpenVINO 2026.4: setting a tensor costs 5 us and more per run (the graph is bound
+#: to the new address); copying the 110 KB input of a PP-OCR classifier instead took 1.5% off its 0.5 ms,
+#: and at 3 MB the copy costs as much as it saves.
+COPY_BELOW_BYTES = 512 << 10
 
 
 def native_infer(request: Any) -> Callable[..., Any]:
