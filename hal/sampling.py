@@ -35,7 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     min_time_ns: int = 600_000_000
     min_runs: int = 20
     min_bursts: int = 9
-    max_time_ns: int = 5_000_000_000
+    max_time_ns: int = 4_000_000_000
     interval_target: float = 0.01
     unstable_above: float = 0.05
 

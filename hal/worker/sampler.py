@@ -12,7 +12,6 @@ from hal.backend import DeviceTime, Executable
 from hal.clock import Clock, MonotonicClock
 from hal.tensor import Tensor
 
-
 #: A process rests when it uses less than a tenth of a core over a step; one that never does is not
 #: waited for longer.
 _REST_STEP_NS, _REST_MAX_NS = 4_000_000, 250_000_000

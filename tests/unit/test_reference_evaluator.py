@@ -19,9 +19,7 @@ def parse(text, header='ir_version: 8, opset_import: ["" : 17]'):
 
 def test_reference_gives_up_when_the_time_is_over():
     model = parse("g (float[2] x) => (float[2] y) { y = Neg (x) }")
-    with pytest.raises(
-        ReferenceUnavailable, match="no reference for this model within -1 s; give"
-    ):
+    with pytest.raises(ReferenceUnavailable, match="no reference for this model within -1 s; give"):
         reference_outputs(model, {"x": np.zeros(2, np.float32)}, limit_s=-1)
 
 
