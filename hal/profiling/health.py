@@ -82,6 +82,7 @@ def diagnose(
     discovery = discover(progress=progress, deadlines=deadlines)
     findings = [("hal", finding) for finding in _host_findings()]
     findings += [("hal", finding) for finding in _plugin_findings(discovery)]
+    diagnosed = set()
     names = dict.fromkeys(found.backend for found in discovery.found)
     for n_done, name in enumerate(names):
         progress.stage(f"asking {name}")
@@ -89,9 +90,17 @@ def diagnose(
         try:
             with WorkerBackend(plugins.reference(name), deadlines=deadlines) as backend:
                 diagnosis = backend.ability(Diagnosis)
-                findings += [(name, finding) for finding in (diagnosis.diagnose() if diagnosis else ())]
+                if diagnosis is not None:
+                    findings += [(name, finding) for finding in diagnosis.diagnose()]
+                    diagnosed.add(name)
         except HalError as error:
             findings.append((name, _problem("diagnosis", error.message, "see hal plugins check " + name)))
+    # Backends with a diagnosis have said this with more knowledge.
+    findings += [
+        (backend, Finding(severity="note", subject=device.id, message=device.unavailable))
+        for backend, device in discovery.devices
+        if device.unavailable and backend not in diagnosed
+    ]
     return tuple(findings)
 
 
@@ -112,11 +121,6 @@ def _plugin_findings(discovery: Discovery) -> Sequence[Finding]:
         found.append(
             _problem("devices", "no device can be used", "install a plugin: pip install hal-onnxruntime[cpu]")
         )
-    found += [
-        Finding(severity="note", subject=f"{device.id} ({backend})", message=device.unavailable)
-        for backend, device in discovery.devices
-        if device.unavailable
-    ]
     return found
 
 

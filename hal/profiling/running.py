@@ -69,7 +69,9 @@ def run(
     if target is None:
         target, because = _fastest(subject, deadlines, progress)
     backend_name = Target.parse(target).backend
-    discovery = discover([backend_name], progress, deadlines=deadlines)
+    known = backend_name in {plugin.name for plugin in plugins.installed()}
+    # An unknown backend is answered with what there is instead, so all are asked.
+    discovery = discover([backend_name] if known else None, progress, deadlines=deadlines)
     chosen = discovery.targets([target])[0]
     progress.stage(f"running on {chosen}")
     with WorkerBackend(plugins.reference(chosen.backend), deadlines=deadlines) as backend:

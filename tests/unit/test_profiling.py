@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 import hal
 from hal.errors import HalError, InputError, ModelError, TargetError
-from hal.profiling import bench, discover, prove, run
+from hal.profiling import bench, diagnose, discover, prove, run
 from hal.profiling.preflight import preflight
 from hal.profiling.privacy import scrub
 from hal.profiling.ratios import rebase
@@ -365,3 +365,19 @@ def test_profile_survives_when_the_file_is_hostile(plugins: Plugins, path: Path)
     except HalError as error:
         message = error.message
     assert message  # one clear error or none, and this process lives
+
+
+def test_run_lists_targets_when_the_backend_is_unknown(plugins: Plugins) -> None:
+    plugins.add_fake("good", devices=ONE)
+    with pytest.raises(
+        TargetError, match="no target here fits 'cpu:0/nothing/fp32'; available: cpu:0/good/fp32"
+    ):
+        run(small_graph("add"), target="cpu:0/nothing/fp32")
+
+
+def test_diagnose_tells_a_missing_device_once_when_its_backend_cannot(plugins: Plugins) -> None:
+    gone = [{"id": "cuda:0", "kind": "gpu", "unavailable": "no driver"}]
+    plugins.add_fake("silent", devices=gone, abilities=[])
+    plugins.add_fake("speaking", devices=gone)
+    told = [(who, finding.subject) for who, finding in diagnose() if finding.message == "no driver"]
+    assert told == [("silent", "cuda:0")]
