@@ -56,6 +56,7 @@ class TorchExecutable(Executable):
         self._nodes = tuple(graph.nodes)
         self._signature = graph.signature
         self._module: torch.fx.GraphModule | None = None
+        self._needs_copies: bool | None = None
         self._call: Callable[..., Sequence[torch.Tensor]] = self._closed
         try:
             with environment_kept():
@@ -78,10 +79,12 @@ class TorchExecutable(Executable):
             self._keep_threads()
             with torch.inference_mode(), computing(self._device.type, self._precision):
                 answers = self._call(*given)
+                if outputs is None:
+                    results = self._own(answers, given)
             if outputs is None:
-                results = owned(answers, self._dtypes, given, self._constants)
-                # DLPack drops the mark of inference mode: the caller may write to what it owns.
-                return [from_dlpack(to_dlpack(result.cpu())) for result in results]
+                if self._device.type != "cpu":
+                    results = [result.cpu() for result in results]
+                return [_handed_out(result) for result in results]
             write_into(answers, outputs, self._signature.outputs)
             self._synchronize()
             return outputs
@@ -158,6 +161,21 @@ class TorchExecutable(Executable):
     def _closed(self, *_: torch.Tensor) -> Sequence[torch.Tensor]:
         raise BackendError(f"the executable of {self._name!r} was closed; compile the graph again")
 
+    def _own(self, answers: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Results that share memory with nothing; learns at the first run whether that needs copies."""
+        if self._needs_copies is False:
+            return [a if a.dtype is d else a.to(d) for a, d in zip(answers, self._dtypes, strict=True)]
+        results = owned(answers, self._dtypes, given, self._constants)
+        if self._needs_copies is None:
+            # Which outputs are views of what, and their layout, follow from the graph and its fixed
+            # shapes alone, unless a branch (a module of its own) decides at run time.
+            module = self._check_open()
+            self._needs_copies = any(node.op == "call_module" for node in module.graph.nodes) or not all(
+                result is answer or (answer.dtype is not dtype and answer.is_contiguous())
+                for result, answer, dtype in zip(results, answers, self._dtypes, strict=True)
+            )
+        return results
+
     def _keep_threads(self) -> None:
         # One setting for the process: another executable may have left its own.
         if self._n_threads is not None and torch.get_num_threads() != self._n_threads:
@@ -183,3 +201,25 @@ class TorchExecutable(Executable):
 
 def _addresses(tensors: Sequence[torch.Tensor] | Any) -> frozenset[int]:
     return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
+
+
+#: Types that numpy has too.
+_NUMPY = frozenset(
+    {
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    }
+)
+
+
+def _handed_out(result: torch.Tensor) -> Tensor:
+    """A result without the mark of inference mode, so that the caller may write to what it owns."""
+    # A numpy array costs a sixth of the way through DLPack, which the other types have to take.
+    return result.numpy() if result.dtype in _NUMPY else from_dlpack(to_dlpack(result))
