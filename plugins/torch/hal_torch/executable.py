@@ -16,7 +16,7 @@ from hal_torch.bridge import bridge, lower_weights
 from hal_torch.environment import environment_kept
 from hal_torch.failures import reason
 from hal_torch.precision import LOWERED, computing, forbid_reduced_fp32
-from hal_torch.tensors import Borrowed, as_torch, dtype_of, owned, write_into
+from hal_torch.tensors import NUMPY, Borrowed, as_torch, dtype_of, owned, write_into
 
 
 class TorchExecutable(Executable):
@@ -71,19 +71,27 @@ class TorchExecutable(Executable):
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         """Run once. Outputs come as tensors on the host, or go where ``outputs`` lie."""
-        self._check_open()
-        # Read outside of inference mode: PyTorch marks tensors made in it, and compiled code is for
-        # one kind of tensor. No context manager of ours here: each costs microseconds per run.
-        given = self._read(inputs)
+        # Few steps on this path: each costs the run of a small model a microsecond.
         try:
-            self._keep_threads()
+            if self._n_threads is not None and torch.get_num_threads() != self._n_threads:
+                torch.set_num_threads(self._n_threads)
+            # Tensors made in inference mode are marked and pass through PyTorch quicker; compiled code is
+            # for one kind of tensor, the unmarked one.
+            given = self._read(inputs) if self._compiled else None
             with torch.inference_mode(), computing(self._device.type, self._precision):
+                if given is None:
+                    given = self._read(inputs)
                 answers = self._call(*given)
                 if outputs is None:
-                    results = self._own(answers, given)
+                    if self._needs_copies is False:
+                        results = [
+                            a if a.dtype is d else a.to(d) for a, d in zip(answers, self._dtypes, strict=True)
+                        ]
+                    else:
+                        results = self._learn(answers, given)
+                    if self._numpy_out:
+                        return [result.numpy() for result in results]
             if outputs is None:
-                if self._device.type != "cpu":
-                    results = [result.cpu() for result in results]
                 return [_handed_out(result) for result in results]
             write_into(answers, outputs, self._signature.outputs)
             self._synchronize()
@@ -94,7 +102,7 @@ class TorchExecutable(Executable):
     def close(self) -> None:
         """Forget the module; weights are freed with it."""
         self._module = None
-        self._call = self._closed
+        self._read = self._call = self._closed
 
     def place(self, tensor: Tensor) -> Tensor:
         """A copy on the device."""
@@ -127,6 +135,8 @@ class TorchExecutable(Executable):
         module = module.to(self._device)
         self._read = Borrowed(self._signature.inputs, self._device).read
         self._dtypes = tuple(dtype_of(spec) for spec in self._signature.outputs)
+        # A numpy array costs a sixth of the way through DLPack, which the other types have to take.
+        self._numpy_out = self._device.type == "cpu" and all(dtype in NUMPY for dtype in self._dtypes)
         self._constants = _addresses((*module.parameters(), *module.buffers()))
         self._call = module
         if self._compiled:
@@ -161,14 +171,14 @@ class TorchExecutable(Executable):
     def _closed(self, *_: torch.Tensor) -> Sequence[torch.Tensor]:
         raise BackendError(f"the executable of {self._name!r} was closed; compile the graph again")
 
-    def _own(self, answers: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Results that share memory with nothing; learns at the first run whether that needs copies."""
-        if self._needs_copies is False:
-            return [a if a.dtype is d else a.to(d) for a, d in zip(answers, self._dtypes, strict=True)]
+    def _learn(self, answers: Sequence[torch.Tensor], given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Results that share memory with nothing; learns at the first run whether that needs copies.
+
+        Which outputs are views of what, and their layout, follow from the graph and its fixed shapes alone,
+        unless a branch (a module of its own) decides at run time.
+        """
         results = owned(answers, self._dtypes, given, self._constants)
         if self._needs_copies is None:
-            # Which outputs are views of what, and their layout, follow from the graph and its fixed
-            # shapes alone, unless a branch (a module of its own) decides at run time.
             module = self._check_open()
             self._needs_copies = any(node.op == "call_module" for node in module.graph.nodes) or not all(
                 result is answer or (answer.dtype is not dtype and answer.is_contiguous())
@@ -203,23 +213,6 @@ def _addresses(tensors: Sequence[torch.Tensor] | Any) -> frozenset[int]:
     return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
 
 
-#: Types that numpy has too.
-_NUMPY = frozenset(
-    {
-        torch.float64,
-        torch.float32,
-        torch.float16,
-        torch.int64,
-        torch.int32,
-        torch.int16,
-        torch.int8,
-        torch.uint8,
-        torch.bool,
-    }
-)
-
-
 def _handed_out(result: torch.Tensor) -> Tensor:
-    """A result without the mark of inference mode, so that the caller may write to what it owns."""
-    # A numpy array costs a sixth of the way through DLPack, which the other types have to take.
-    return result.numpy() if result.dtype in _NUMPY else from_dlpack(to_dlpack(result))
+    """A result on the host without the mark of inference mode: the caller may write to what it owns."""
+    return from_dlpack(to_dlpack(result.cpu()))
