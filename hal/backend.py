@@ -198,11 +198,14 @@ class KernelRuns(msgspec.Struct, frozen=True, kw_only=True):
         kernels: In the order of execution.
         run_ns: End-to-end duration of each instrumented run.
         folded: Nodes computed once at compile time, which cost nothing per run.
+        defines_units: Whether kernels follow the graph closely enough to say which nodes must stay
+            together; false for compilers of whole graphs, whose kernels are few and large.
     """
 
     kernels: tuple[Kernel, ...]
     run_ns: tuple[int, ...]
     folded: tuple[str, ...] = ()
+    defines_units: bool = True
 
 
 @runtime_checkable

@@ -50,6 +50,14 @@ class TargetError(UserError, LookupError):
     """A target, device, backend or option is not there."""
 
 
+class ProfileNotFound(UserError, LookupError):
+    """No stored profile has this id, or several do."""
+
+
+class UnlikeProfiles(UserError, ValueError):
+    """Two profiles were measured under unlike conditions."""
+
+
 class OutputExists(UserError, FileExistsError):
     """Writing would overwrite a file."""
 

@@ -7,6 +7,7 @@ so that all of them meet the same noise. Bursts accumulate until the stopping ru
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -38,6 +39,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     max_time_ns: int = 4_000_000_000
     interval_target: float = 0.01
     unstable_above: float = 0.05
+
+    @property
+    def digest(self) -> str:
+        """The same for policies that ask for the same care."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:12]
 
 
 class WarmUp(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,6 +38,14 @@ def format_bytes(n_bytes: float) -> str:
     return f"{int(n_bytes)} B"
 
 
+def format_rate(per_s: float, unit: str) -> str:
+    """A rate with decimal prefixes: ``format_rate(4.1e10, 'FLOP/s') == '41.0 GFLOP/s'``."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(per_s) >= size * 0.9995:
+            return f"{_three_digits(per_s / size)} {prefix}{unit}"
+    return f"{_three_digits(per_s)} {unit}"
+
+
 def parse_bytes(text: str) -> int:
     """Read ``8GiB``, ``512 MB`` or ``1000`` as a count of bytes.
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hal import trace
-from hal.cli import bench, devices, doctor, plugins, profile, run
+from hal.cli import bench, compare, devices, diff, doctor, plugins, predict, profile, profiles, run
 from hal.cli.outcome import guarded
 from hal.cli.output import emit, say
 
@@ -40,10 +40,21 @@ def build(*, traceback: bool = False) -> typer.Typer:
     app.command("profile")(guarded(profile.profile, traceback=traceback))
     app.command("bench")(guarded(bench.bench, traceback=traceback))
     app.command("run")(guarded(run.run, traceback=traceback))
+    app.command("compare")(guarded(compare.compare, traceback=traceback))
+    app.command("diff")(guarded(diff.diff, traceback=traceback))
+    app.command("predict")(guarded(predict.predict, traceback=traceback))
     group = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     group.callback(invoke_without_command=True)(guarded(plugins.plugins, traceback=traceback))
     group.command("check")(guarded(plugins.check, traceback=traceback))
     app.add_typer(group, name="plugins")
+    kept = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True)
+    kept.callback()(guarded(profiles.profiles, traceback=traceback))
+    kept.command("list")(guarded(profiles.list_profiles, traceback=traceback))
+    kept.command("show")(guarded(profiles.show_profile, traceback=traceback))
+    kept.command("export")(guarded(profiles.export, traceback=traceback))
+    kept.command("import")(guarded(profiles.import_profiles, traceback=traceback))
+    kept.command("prune")(guarded(profiles.prune, traceback=traceback))
+    app.add_typer(kept, name="profiles")
     return app
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from hal.cli.figures import NOTHING
 from hal.cli.output import cell, line, table
+from hal.records.machine import Handoff, Link, MachineProfile
 from hal.records.targets import Device, OptionSpec
-from hal.units import format_bytes, format_ns
+from hal.units import format_bytes, format_ns, format_rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,10 +28,12 @@ class Listing(NamedTuple):
     Attributes:
         found: What the plugins told.
         proofs: By plugin, device and variant; empty with ``--no-proof``.
+        machine: With ``--measure``: ceilings and links.
     """
 
     found: Discovery
     proofs: Mapping[Key, Proof]
+    machine: MachineProfile | None = None
 
     @property
     def works(self) -> bool:
@@ -67,6 +71,65 @@ def devices_text(listing: Listing) -> Iterator[RenderableType]:
         if info.failure:
             yield line(f"plugin {info.name} failed: {info.failure}", "red")
     yield from _options(listing)
+    if listing.machine is not None:
+        yield from machine_text(listing.machine)
+
+
+def machine_text(machine: MachineProfile) -> Iterator[RenderableType]:
+    """Ceilings and links as tables."""
+    yield line("")
+    yield line("Ceilings, the most that was reached", "bold")
+    made = table(
+        ("device", "name"),
+        ("precision", "name"),
+        ("compute", "number"),
+        ("by", "name"),
+        ("memory", "number"),
+        ("by", "name"),
+    )
+    for ceiling in machine.ceilings:
+        made.add_row(
+            cell(ceiling.device, 20),
+            cell(ceiling.precision),
+            cell(format_rate(ceiling.flops_per_s, "FLOP/s")),
+            cell(ceiling.compute_target, 40),
+            cell(format_rate(ceiling.bytes_per_s, "B/s")),
+            cell(ceiling.copy_target, 40),
+        )
+    yield made if machine.ceilings else line("no target could be measured", "red")
+    for note in machine.notes:
+        yield line(note, "yellow")
+    if machine.links:
+        yield from _links(machine.links)
+
+
+def _links(links: Sequence[Link]) -> Iterator[RenderableType]:
+    sizes = sorted({point.n_bytes for link in links for point in link.points})
+    yield line("")
+    yield line(
+        "Handing on a tensor, by its size, beyond what both ends take anyway (<: lost in noise)", "bold"
+    )
+    made = table(("from", "name"), ("to", "name"), *((format_bytes(size), "number") for size in sizes))
+    for link in links:
+        points = {point.n_bytes: point for point in link.points}
+        figures = (cell(_handoff(points[size])) if size in points else cell(NOTHING) for size in sizes)
+        made.add_row(cell(link.source, 30), cell(link.destination, 30), *figures)
+    yield made
+    # Both ways fail for one reason: a pair is measured together.
+    told: dict[str, str] = {}
+    for link in links:
+        ends = " and ".join(sorted({link.source, link.destination}))
+        if link.reason:
+            told.setdefault(ends, link.reason)
+    for ends, reason in told.items():
+        yield line(f"between {ends}: {reason}", "yellow")
+
+
+def _handoff(point: Handoff) -> str:
+    """The median, or, where a tenth of the rounds saw none, what the noise allows."""
+    if point.p10_ns > 0:
+        return format_ns(point.median_ns)
+    return f"<{format_ns(max(point.p90_ns, point.median_ns, 0))}" if point.p90_ns > 0 else "0"
 
 
 def devices_json(listing: Listing) -> dict[str, Any]:
@@ -82,7 +145,10 @@ def devices_json(listing: Listing) -> dict[str, Any]:
                 "proof": msgspec.to_builtins(proof),
             }
         )
-    return {"devices": found, "plugins": msgspec.to_builtins(listing.found.plugins)}
+    told = {"devices": found, "plugins": msgspec.to_builtins(listing.found.plugins)}
+    if listing.machine is not None:
+        told["machine"] = msgspec.to_builtins(listing.machine)
+    return told
 
 
 def _backend(plugin: str, device: Device) -> str:

@@ -6,20 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from hal.cli import figures
+from hal.cli.kernels_text import kernels_text
 from hal.cli.output import cell, indented, line, one_line, table
 from hal.cli.verdict import verdict
-from hal.records.profile import KernelTable, Profile, TargetProfile
-from hal.units import format_bytes, format_ns
+from hal.records.profile import Profile, TargetProfile
+from hal.units import format_bytes, format_ns, format_rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-#: Longest texts in the tables; every row must fit a terminal of 100 columns.
-_KERNEL_CHARACTERS = 16
-_TYPE_CHARACTERS = 18
-_OPS_CHARACTERS = 30
-_NODES_CHARACTERS = 17
 #: Names listed before "and N more".
 _NAMES_LISTED = 6
 
@@ -38,11 +34,12 @@ def profile_text(profile: Profile, n_top: int) -> Iterator[RenderableType]:
     yield line(_caption(profile), "bold")
     yield _targets(profile)
     yield from _costs_of_starting(profile)
+    yield from _ceilings(profile)
     yield from remarks(profile)
     for target in ordered(profile):
         if target.kernels is not None:
             yield line("")
-            yield from _kernels(target, target.kernels, n_top)
+            yield from kernels_text(profile, target, target.kernels, n_top)
     yield line("")
     yield from _verdict(profile)
 
@@ -116,6 +113,15 @@ def remarks(profile: Profile) -> Iterator[RenderableType]:
             + ", ".join(f"{name} {value}" for name, value in sorted(target.telemetry.items()))
             for target in profile.targets
             if target.telemetry
+        ],
+    )
+    yield from _group(
+        "Energy",
+        [
+            f"{target.target}: {target.energy.per_run_mj:.3g} mJ a run, idle power included "
+            f"({target.energy.source})"
+            for target in profile.targets
+            if target.energy is not None
         ],
     )
     yield from _group(
@@ -196,6 +202,18 @@ def _costs_of_starting(profile: Profile) -> Iterator[RenderableType]:
     yield made
 
 
+def _ceilings(profile: Profile) -> Iterator[RenderableType]:
+    """The roofline that kernels are held against."""
+    yield from _group(
+        "The most this machine was seen to do: a large matrix product, a large copy or reduction",
+        [
+            f"{one.device} in {one.precision}: {format_rate(one.flops_per_s, 'FLOP/s')} "
+            f"({one.compute_target}), {format_rate(one.bytes_per_s, 'B/s')} ({one.copy_target})"
+            for one in profile.ceilings
+        ],
+    )
+
+
 def _ratios(profile: Profile) -> Table:
     made = table(
         ("target", "text"),
@@ -274,75 +292,3 @@ def _group(title: str, texts: Sequence[str]) -> Iterator[RenderableType]:
         yield line(title, "bold")
         for text in texts:
             yield indented(text)
-
-
-def _kernels(target: TargetProfile, kernels: KernelTable, n_top: int) -> Iterator[RenderableType]:
-    shown = kernels.kernels[:n_top]
-    yield line(
-        f"Kernels of {target.target}, the {len(shown)} most expensive of {len(kernels.kernels)}", "bold"
-    )
-    made = table(
-        ("time", "number"),
-        ("share", "number"),
-        ("kernel", "name"),
-        ("type", "name"),
-        ("ops", "name"),
-        ("nodes", "name"),
-    )
-    for kernel in shown:
-        name = f"{kernel.name} on {kernel.device}" if kernel.device else kernel.name
-        made.add_row(
-            cell(figures.time_text(kernel.median_ns)),
-            cell(figures.share_text(kernel.median_ns, kernels.total_ns)),
-            cell(name, _KERNEL_CHARACTERS),
-            cell(kernel.type, _TYPE_CHARACTERS),
-            cell(_fitting(kernel.ops) or "unknown", _OPS_CHARACTERS),
-            cell(_listed(kernel.nodes) or "unknown", _NODES_CHARACTERS),
-        )
-    yield made
-    yield indented(_sum(target, kernels))
-    if kernels.folded:
-        yield indented(f"{_nodes(len(kernels.folded))} computed at compile time")
-    if kernels.unknown:
-        names = ", ".join(one_line(name, 40) for name in kernels.unknown[:_NAMES_LISTED])
-        more = (
-            f" and {len(kernels.unknown) - _NAMES_LISTED} more"
-            if len(kernels.unknown) > _NAMES_LISTED
-            else ""
-        )
-        yield indented(f"{_nodes(len(kernels.unknown))} found in no kernel: {names}{more}")
-
-
-def _fitting(ops: Sequence[str]) -> str:
-    """As many different operators as fit whole, and how many more there are: ``Conv, Add +3``."""
-    different = list(dict.fromkeys(ops))
-    for n_left_out in range(len(different)):
-        kept = different[: len(different) - n_left_out]
-        text = ", ".join(kept) + (f" +{n_left_out}" if n_left_out else "")
-        if len(text) <= _OPS_CHARACTERS or len(kept) == 1:
-            return text
-    return ""
-
-
-def _listed(nodes: Sequence[str]) -> str:
-    if len(nodes) < 2:
-        return "".join(nodes)
-    more = f" +{len(nodes) - 1}"
-    return f"{one_line(nodes[0], _NODES_CHARACTERS - len(more))}{more}"
-
-
-def _sum(target: TargetProfile, kernels: KernelTable) -> str:
-    end_to_end = ""
-    if target.timing is not None:
-        share = figures.share_text(kernels.total_ns, target.timing.median_ns)
-        end_to_end = f" = {share} of end to end {format_ns(target.timing.median_ns)}"
-    unattributed = figures.share_text(kernels.unattributed_ns, kernels.total_ns)
-    return (
-        f"sum of kernels {format_ns(kernels.total_ns)}{end_to_end} "
-        f"(with instruments on: {format_ns(kernels.instrumented_ns)}); "
-        f"unattributed {figures.time_text(kernels.unattributed_ns)} = {unattributed}"
-    )
-
-
-def _nodes(n: int) -> str:
-    return f"{n} node" if n == 1 else f"{n} nodes"

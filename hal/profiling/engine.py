@@ -6,25 +6,29 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
-import hal
 from hal import host, plugins
-from hal.backend import Device, Target
+from hal.backend import Target
 from hal.errors import ModelError, TargetError
+from hal.graph.facts import facts
 from hal.graph.reference import ReferenceUnavailable, cached_reference
 from hal.profiling import environment
+from hal.profiling.assembly import assemble, merge, model_info
 from hal.profiling.discovery import Discovery, discover
 from hal.profiling.lane import Lane
+from hal.profiling.machine import measure_machine
 from hal.profiling.privacy import scrub
 from hal.profiling.progress import Progress, Silent
-from hal.profiling.ratios import against_fastest, rebase
+from hal.profiling.ratios import rebase
+from hal.profiling.recall import Recall, regrouped
 from hal.profiling.sources import Subject, resolve
+from hal.records.facts import ModelFacts
+from hal.records.machine import Environment, MachineProfile
 from hal.records.places import cache_folder
-from hal.records.profile import SCHEMA_VERSION, ModelInfo, Profile
+from hal.records.profile import Profile, TargetProfile
 from hal.sampling import Policy
 from hal.tensor import Array
 from hal.units import format_bytes
@@ -50,13 +54,16 @@ def profile(
     policy: Policy | None = None,
     kernels: bool = True,
     compiled: bool = False,
+    machine: bool = True,
+    fresh: bool = False,
     deadlines: Deadlines | None = None,
     progress: Progress | None = None,
 ) -> Profile:
     """Measure a model on every target of this machine.
 
     Each target runs in a process of its own; plain runs are interleaved over all targets, kernel times
-    come from separate instrumented runs, and every answer is compared with the reference.
+    come from separate instrumented runs, and every answer is compared with the reference. The profile is
+    kept in the store, and targets whose figures are there and still valid are not measured again.
 
     Args:
         model: A path, ``demo:NAME``, ONNX bytes or model, a Graph, or a framework's model with ``inputs``.
@@ -66,6 +73,8 @@ def profile(
         policy: Of warm-up and sampling.
         kernels: Whether to take kernel times.
         compiled: Also measure the compiled mode of backends that run eagerly by default.
+        machine: Whether to measure the machine's ceilings and links where the store has none.
+        fresh: Measure all targets, whatever the store has.
         deadlines: Of the children's steps.
         progress: Told of what happens.
 
@@ -74,9 +83,23 @@ def profile(
         InputError: Inputs or shapes do not fit.
         TargetError: No target fits.
     """
-    return _carry_out(
-        _prepare(model, inputs, shapes, targets, policy, deadlines, compiled, kernels, progress)
-    )
+    job = _prepare(model, inputs, shapes, targets, policy, deadlines, compiled, kernels, progress)
+    here = environment.describe(job.discovery.installed)
+    info = model_info(job.subject)
+    recall = Recall(here)
+    known = {} if fresh else recall.targets(info, job.policy, kernels, job.targets)
+    whole = recall.whole(known, job.targets)
+    if whole is not None:
+        return whole
+    missing = [target for target in job.targets if str(target) not in known]
+    found = facts(job.subject.graph)
+    measured, notes = _measure_all(job, missing, found)
+    limits = _machine(job, recall, here, measure=machine and kernels, fresh=fresh)
+    results = merge(job.targets, measured, regrouped(known))
+    record = assemble(info, found, job.discovery, here, results, limits, notes)
+    recall.keep(record)
+    # Not part of what is kept: it tells of the store, not of the model.
+    return msgspec.structs.replace(record, notes=(*record.notes, *dict.fromkeys(recall.notes)))
 
 
 def bench(
@@ -91,7 +114,7 @@ def bench(
     deadlines: Deadlines | None = None,
     progress: Progress | None = None,
 ) -> Profile:
-    """Compare targets by interleaved runs alone: a profile without kernels.
+    """Compare targets by interleaved runs alone: a profile without kernels, measured now and not kept.
 
     Args:
         model: As for :func:`profile`.
@@ -113,7 +136,17 @@ def bench(
     names = [str(target) for target in job.targets]
     if baseline is not None and baseline not in names:
         raise TargetError(f"baseline {baseline!r} is not among the targets; these are {', '.join(names)}")
-    record = _carry_out(job)
+    found = facts(job.subject.graph)
+    measured, notes = _measure_all(job, job.targets, found)
+    record = assemble(
+        model_info(job.subject),
+        found,
+        job.discovery,
+        environment.describe(job.discovery.installed),
+        merge(job.targets, measured, {}),
+        None,
+        notes,
+    )
     return record if baseline is None else rebase(record, baseline)
 
 
@@ -148,41 +181,41 @@ def _prepare(
     return _Job(subject, discovery, chosen, policy or Policy(), deadlines, kernels, progress)
 
 
-def _carry_out(job: _Job) -> Profile:
+def _machine(
+    job: _Job, recall: Recall, here: Environment, *, measure: bool, fresh: bool
+) -> MachineProfile | None:
+    """Ceilings and links: from the store, else measured once for this environment."""
+    found = None if fresh and measure else recall.machine()
+    if found is None and measure:
+        found = measure_machine(job.discovery, deadlines=job.deadlines, progress=job.progress)
+        recall.keep_machine(found)
+    return found
+
+
+def _measure_all(
+    job: _Job, targets: Sequence[Target], found: ModelFacts
+) -> tuple[dict[str, TargetProfile], list[str]]:
+    """What was measured, by target, and what to note."""
     reference, reference_note = _reference(job.subject, job.progress)
-    lanes: list[Lane] = []
     notes = [reference_note] if reference_note else []
-    groups = list(_groups(job.targets, job.subject))
+    groups = list(_groups(targets, job.subject))
     if len(groups) > 1:
         notes.append(
             f"the targets were measured in {len(groups)} groups, because all at once would not fit into "
             f"{format_bytes(host.available_memory_bytes())} of memory; compare only within a group"
         )
+    lanes: list[Lane] = []
     for number, group in enumerate(groups):
-        lanes += _measure(job, number, group, reference)
-    notes += [
-        f"{device.id} ({backend}) cannot be used: {scrub(device.unavailable)}"
-        for backend, device in job.discovery.devices
-        if device.unavailable
-    ]
-    records = tuple(lane.record() for lane in lanes)
-    return Profile(
-        schema_version=SCHEMA_VERSION,
-        hal_version=hal.__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        model=_model_info(job.subject),
-        environment=environment.describe(job.discovery.installed),
-        plugins=job.discovery.plugins,
-        devices=tuple(_public(device) for _, device in job.discovery.devices),
-        targets=records,
-        ratios=against_fastest(records),
-        reference="onnx ReferenceEvaluator, heavy operators in float64" if reference is not None else "",
-        notes=tuple(notes),
-    )
+        lanes += _measure(job, number, group, reference, found)
+    return {str(lane.target): lane.record() for lane in lanes}, notes
 
 
 def _measure(
-    job: _Job, number: int, group: Sequence[Target], reference: Sequence[Array] | None
+    job: _Job,
+    number: int,
+    group: Sequence[Target],
+    reference: Sequence[Array] | None,
+    found: ModelFacts,
 ) -> list[Lane]:
     subject, progress = job.subject, job.progress
     with ExitStack() as stack:
@@ -198,10 +231,11 @@ def _measure(
             progress.advance(n_done, len(lanes))
             lane.start(subject)
             if reference is not None:
-                lane.judge(reference)
+                lane.judge(reference, subject.graph)
         _interleave(lanes, progress)
         for lane in lanes:
             lane.read_memory()
+            lane.read_energy()
         if subject.evaluation is not None:
             progress.stage("running the labelled data")
             for lane in lanes:
@@ -210,7 +244,7 @@ def _measure(
             if job.kernels:
                 progress.stage(f"timing kernels on {lane.target}")
                 progress.advance(n_done, len(lanes))
-                lane.time_kernels(subject)
+                lane.time_kernels(subject, found)
             lane.export_blob()
         return lanes
 
@@ -249,24 +283,3 @@ def _reference(subject: Subject, progress: Progress) -> tuple[list[Array] | None
     except (ReferenceUnavailable, ModelError) as error:  # ModelError: too large for one message
         return None, f"no reference, so answers were not checked: {scrub(str(error))}"
     return [answers[spec.name] for spec in graph.signature.outputs], ""
-
-
-def _public(device: Device) -> Device:
-    properties = {
-        name: scrub(value) if isinstance(value, str) else value for name, value in device.properties.items()
-    }
-    return msgspec.structs.replace(device, unavailable=scrub(device.unavailable), properties=properties)
-
-
-def _model_info(subject: Subject) -> ModelInfo:
-    graph = subject.graph
-    return ModelInfo(
-        name=graph.name,
-        digest=graph.digest,
-        opset=graph.opset,
-        n_nodes=len(graph.nodes),
-        weight_bytes=graph.weight_bytes,
-        inputs=graph.signature.inputs,
-        outputs=graph.signature.outputs,
-        inputs_from=subject.inputs_from,
-    )

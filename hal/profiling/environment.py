@@ -12,7 +12,7 @@ from pathlib import Path
 from hal import host
 from hal.plugins import Plugin
 from hal.profiling.privacy import scrub
-from hal.records.profile import Environment
+from hal.records.machine import Environment
 
 #: Variables that change what runtimes do.
 #: Source: OpenMP 5.2 (OMP_), libgomp (GOMP_), Intel OpenMP and MKL (KMP_, MKL_), oneDNN (ONEDNN_, DNNL_),

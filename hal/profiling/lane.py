@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import TypeVar
 
 import msgspec
@@ -24,14 +25,17 @@ from hal.backend import (
 from hal.demo import Evaluation
 from hal.errors import BackendError, HalError, UnsupportedGraph
 from hal.graph.model import Graph
-from hal.profiling import judge
+from hal.profiling import energy, judge
 from hal.profiling.kernels import table
 from hal.profiling.privacy import scrub
 from hal.profiling.sources import Subject
+from hal.records.facts import ModelFacts
 from hal.records.profile import (
     ColdStart,
+    Energy,
     KernelTable,
     MemoryPeak,
+    MemorySample,
     OutputError,
     RefusedNode,
     TargetProfile,
@@ -76,12 +80,16 @@ class Lane:
         self.outputs: list[Array] = []
         self.bursts: list[list[int]] = []
         self._group = group
+        self._measured = ""
         self._ref, self._device, self._policy, self._deadlines = ref, device, policy, deadlines
         self._backend: WorkerBackend | None = None
         self._executable: WorkerExecutable | None = None
         self._status, self._reason = "ok", ""
         self._warm: WarmUp | None = None
         self._loaded_bytes = 0
+        self._started_ns = 0
+        self._samples: list[MemorySample] = []
+        self._energy: Energy | None = None
         self._cold_start: ColdStart | None = None
         self._memory: MemoryPeak | None = None
         self._errors: tuple[OutputError, ...] = ()
@@ -107,18 +115,18 @@ class Lane:
         """Start the child, compile, warm up and take the first outputs."""
         self._guard(lambda: self._start(subject))
 
-    def judge(self, reference: Sequence[Array]) -> None:
+    def judge(self, reference: Sequence[Array], graph: Graph) -> None:
         """Compare the first outputs with the reference's."""
         if not self.alive or self._executable is None:
             return
         self._errors = judge.compare(self._executable.signature, reference, self.outputs)
-        fault = judge.fault(self._errors, self.target.configuration.precision)
+        fault = judge.fault(self._errors, self.target.configuration.precision, graph)
         if fault:
             self._status, self._reason = "wrong", fault
 
     def burst(self) -> None:
         """Run one burst."""
-        self._guard(lambda: self.bursts.append(self._open().burst(self._policy)))
+        self._guard(self._burst)
         if self.alive and self._can_tell is not None:
             try:
                 readings = self._can_tell.telemetry(self._device)
@@ -127,6 +135,8 @@ class Lane:
                 _log.warning("%s: telemetry: %s", self.target, error)
                 return
             for name, value in readings.items():
+                if name == energy.COUNTER:
+                    continue
                 self._telemetry[name] = max(value, self._telemetry.get(name, value))
 
     def read_memory(self) -> None:
@@ -143,6 +153,19 @@ class Lane:
 
         self._guard(read)
 
+    def read_energy(self) -> None:
+        """Take the energy of a run, where the device or the processor tells it."""
+        if not self.alive or not self.bursts:
+            return
+        try:
+            counter, source = energy.counter_of(self._device, self._can_tell)
+            policy = msgspec.structs.replace(self._policy, burst_ns=energy.BURST_NS)
+            self._energy = energy.per_run(counter, source, lambda: self._open().burst(policy))
+        except LookupError as error:  # most machines do not tell
+            _log.info("%s: no energy: %s", self.target, error)
+        except HalError as error:
+            _log.warning("%s: energy: %s", self.target, error)
+
     def score(self, evaluation: Evaluation) -> None:
         """Run the labelled data and keep the accuracy; wrong answers are not worth a score."""
         if self._status != "ok":
@@ -158,8 +181,8 @@ class Lane:
 
         self._guard(run)
 
-    def time_kernels(self, subject: Subject) -> None:
-        """Run with instrumentation; a failure here leaves the plain figures standing."""
+    def time_kernels(self, subject: Subject, facts: ModelFacts) -> None:
+        """Run with instrumentation, between plain runs; a failure here leaves the plain figures standing."""
         if not self.alive or not self.bursts:
             return
         try:
@@ -170,7 +193,12 @@ class Lane:
                 return
             n_runs = int(_KERNELS_NS / max(self._median_ns(), 1))
             n_runs = min(max(n_runs, _KERNELS_MIN), _KERNELS_MAX)
-            self._kernels = table(kernel_times.kernel_runs(subject.inputs, n_runs), subject.graph)
+            # Plain runs on both sides: what else the machine does drifts by more than instruments cost.
+            plain = executable.burst(self._policy)
+            runs = kernel_times.kernel_runs(subject.inputs, n_runs)
+            plain += executable.burst(self._policy)
+            self._kernels = table(runs, facts, plain_ns=round(stats.median(plain)))
+            self._sample("kernels")
         except HalError as error:
             self._kernels_missing = scrub(error.message)
             _log.warning("%s: kernel times: %s", self.target, error)
@@ -202,7 +230,9 @@ class Lane:
             reason=self._reason,
             timing=self._timing(),
             cold_start=self._cold_start,
-            memory=self._memory,
+            memory=None
+            if self._memory is None
+            else msgspec.structs.replace(self._memory, samples=tuple(self._samples)),
             errors=self._errors,
             accuracy=self._accuracy,
             kernels=self._kernels,
@@ -210,15 +240,19 @@ class Lane:
             refused=self._refused,
             fallbacks=self._fallbacks,
             telemetry=self._telemetry,
+            energy=self._energy,
+            measured=self._measured,
+            policy=self._policy.digest,
         )
 
     def _start(self, subject: Subject) -> None:
-        started_ns = time.perf_counter_ns()
+        self._started_ns = started_ns = time.perf_counter_ns()
+        self._measured = datetime.now(UTC).isoformat(timespec="seconds")
         self._backend = WorkerBackend(self._ref, deadlines=self._deadlines)
         # The framework's libraries load at first use: before the figures of the start are taken.
         self._backend.discover()
         start_ns = time.perf_counter_ns() - started_ns
-        self._loaded_bytes = self._backend.resident()[0]
+        self._loaded_bytes = self._sample("load")
         # Compile first: judging support would warm it up.
         try:
             executable = self._backend.compile(self._device, subject.graph, self.target.configuration)
@@ -226,9 +260,11 @@ class Lane:
             self._name_unsupported(self._backend, subject.graph)
             raise
         self._executable = executable
+        self._sample("compile")
         self._can_tell = self._backend.ability(Telemetry)
         executable.prepare(subject.inputs)
         self._warm = executable.warm_up(self._policy)
+        self._sample("warm-up")
         self._cold_start = ColdStart(
             start_ns=start_ns,
             compile_ns=executable.compile_ns,
@@ -241,6 +277,16 @@ class Lane:
                 msgspec.structs.replace(fallback, reason=scrub(fallback.reason))
                 for fallback in placements.fallbacks()
             )
+
+    def _burst(self) -> None:
+        self.bursts.append(self._open().burst(self._policy))
+        self._sample("burst")
+
+    def _sample(self, step: str) -> int:
+        now_bytes, _ = self._child().resident()
+        at_ns = time.perf_counter_ns() - self._started_ns
+        self._samples.append(MemorySample(at_ns=at_ns, resident_bytes=now_bytes, step=step))
+        return now_bytes
 
     def _name_unsupported(self, backend: WorkerBackend, graph: Graph) -> None:
         answers = backend.capability(self._device, graph, self.target.configuration.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -88,6 +89,7 @@ def run(
 
 
 def _fastest(subject: Subject, deadlines: Deadlines | None, progress: Progress) -> tuple[str, str]:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     record = profile(
         subject,
         targets=["*/fp32"],
@@ -102,4 +104,6 @@ def _fastest(subject: Subject, deadlines: Deadlines | None, progress: Progress) 
         if all(t.status in ("failed", "refused") for t in record.targets):
             raise PluginError(f"no target can run {record.model.name!r}: {reasons}")
         raise TargetError(f"no target answers {record.model.name!r} rightly: {reasons}")
-    return ranking[0].target, f"fastest of {len(record.targets)} fp32 targets, measured now"
+    best = ranking[0]
+    when = "now" if best.measured >= started else best.measured
+    return best.target, f"fastest of {len(record.targets)} fp32 targets, measured {when}"

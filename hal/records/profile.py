@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
+from hal.records.facts import ModelFacts
+from hal.records.machine import Ceiling, Environment, Link
 from hal.records.targets import Device, Fallback, TensorSpec
 
 #: Version of the JSON. Readers refuse newer ones and read all older ones.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+#: Share by which instruments may slow a run before kernel times are called inflated.
+#: Source: the goal of issue 3; below it, the noise of shared machines is larger.
+INFLATED_ABOVE = 0.05
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,6 +79,12 @@ class KernelCost(msgspec.Struct, frozen=True, kw_only=True):
         p10_ns: 10th percentile.
         p90_ns: 90th percentile.
         n: Instrumented runs.
+        order: Position in the order of execution, from 0.
+        flops: Operations per run of its share of the nodes; None where unknown.
+        moved_bytes: Least traffic of its nodes, see :class:`hal.records.facts.Work`; None where unknown.
+        weight_bytes: Part of it that is weights.
+        activation_bytes: Bytes it hands on; None where unknown.
+        samples_ns: Durations of up to 20 instrumented runs, the same runs for every kernel of a table.
     """
 
     name: str
@@ -83,6 +96,23 @@ class KernelCost(msgspec.Struct, frozen=True, kw_only=True):
     p10_ns: int
     p90_ns: int
     n: int
+    order: int = 0
+    flops: int | None = None
+    moved_bytes: int | None = None
+    weight_bytes: int = 0
+    activation_bytes: int | None = None
+    samples_ns: tuple[int, ...] = ()
+
+    @property
+    def flops_per_s(self) -> float | None:
+        """Achieved operations per second."""
+        return None if self.flops is None or not self.median_ns else self.flops / self.median_ns * 1e9
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """Achieved bandwidth, by the least traffic."""
+        known = self.moved_bytes is not None and self.median_ns
+        return (self.moved_bytes or 0) / self.median_ns * 1e9 if known else None
 
 
 class KernelTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +125,10 @@ class KernelTable(msgspec.Struct, frozen=True, kw_only=True):
         instrumented_ns: End-to-end median of the instrumented runs (the plain figure is in Timing).
         folded: Nodes computed at compile time.
         unknown: Nodes in no kernel and not folded.
+        plain_ns: End-to-end median of plain runs right before and after the instrumented ones; 0 where
+            they were not taken.
+        defines_units: Whether its kernels follow the graph closely enough to say what must stay together;
+            false for whole-graph compilers, whose kernels are few and large.
     """
 
     kernels: tuple[KernelCost, ...]
@@ -103,6 +137,18 @@ class KernelTable(msgspec.Struct, frozen=True, kw_only=True):
     instrumented_ns: int
     folded: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    plain_ns: int = 0
+    defines_units: bool = True
+
+    @property
+    def overhead(self) -> float | None:
+        """Share by which the instruments slowed the run; None where it was not measured."""
+        return self.instrumented_ns / self.plain_ns - 1 if self.plain_ns else None
+
+    @property
+    def inflated(self) -> bool:
+        """Whether the kernel times are larger than without instruments."""
+        return self.overhead is not None and self.overhead > INFLATED_ABOVE
 
 
 class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +167,32 @@ class ColdStart(msgspec.Struct, frozen=True, kw_only=True):
     blob_bytes: int | None = None
 
 
+class MemorySample(msgspec.Struct, frozen=True):
+    """Resident memory of a target's process at a moment.
+
+    Attributes:
+        at_ns: Since the process was started.
+        resident_bytes: Then.
+        step: What had just been done: ``load``, ``compile``, ``warm-up``, ``burst``, ``kernels``.
+    """
+
+    at_ns: int
+    resident_bytes: int
+    step: str
+
+
+class Energy(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy of plain runs, idle power included.
+
+    Attributes:
+        per_run_mj: Millijoules per run.
+        source: Who told: ``NVML`` or ``RAPL package``.
+    """
+
+    per_run_mj: float
+    source: str
+
+
 class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True):
     """Memory of a target's own process.
 
@@ -128,11 +200,13 @@ class MemoryPeak(msgspec.Struct, frozen=True, kw_only=True):
         loaded_bytes: Resident bytes once the backend was loaded, before the model.
         peak_bytes: Highest resident bytes over compile and runs.
         device_bytes: Bytes on the device itself, where it has memory of its own and tells.
+        samples: Resident memory over time.
     """
 
     loaded_bytes: int
     peak_bytes: int
     device_bytes: int | None = None
+    samples: tuple[MemorySample, ...] = ()
 
     @property
     def model_bytes(self) -> int:
@@ -158,6 +232,9 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True):
             crashed or hung).
         reason: Why, for every status but ``ok``.
         telemetry: The highest reading of each kind, taken right after each burst.
+        energy: Of plain runs, where the device tells.
+        measured: When, ISO 8601 in UTC; earlier than the profile where it was found in the store.
+        policy: Digest of how long and how often it was measured; equal figures are comparable in care.
     """
 
     target: str
@@ -173,6 +250,9 @@ class TargetProfile(msgspec.Struct, frozen=True, kw_only=True):
     refused: tuple[RefusedNode, ...] = ()
     fallbacks: tuple[Fallback, ...] = ()
     telemetry: dict[str, int] = {}
+    energy: Energy | None = None
+    measured: str = ""
+    policy: str = ""
 
     @property
     def relative_l2(self) -> float | None:
@@ -202,7 +282,13 @@ class Ratio(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The model, without weights and without paths."""
+    """The model, without weights and without paths.
+
+    Attributes:
+        digest: Of the bound graph and its weights.
+        inputs_from: Where the inputs came from, in words.
+        inputs_digest: Of the inputs' values.
+    """
 
     name: str
     digest: str
@@ -212,6 +298,7 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     inputs_from: str
+    inputs_digest: str = ""
 
 
 class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,23 +310,53 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True):
     failure: str = ""
 
 
-class Environment(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine and software of a profile. Holds no host, user or path name."""
+class UnitCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What one unit costs on one target: the sum of its kernels.
 
-    system: str
-    machine: str
-    cpu: str
-    cpu_features: tuple[str, ...]
-    n_cpus: int
-    n_usable_cpus: int
-    memory_bytes: int
-    python: str
-    packages: dict[str, str]
-    settings: dict[str, str]
+    Attributes:
+        median_ns: Median over instrumented runs of the sum of its kernels.
+        p10_ns: 10th percentile.
+        p90_ns: 90th percentile.
+        n: Runs.
+    """
+
+    median_ns: int
+    p10_ns: int
+    p90_ns: int
+    n: int
+
+
+class Unit(msgspec.Struct, frozen=True, kw_only=True):
+    """The smallest thing a scheduler places: nodes that some backend fuses.
+
+    Attributes:
+        name: Of its first node, or the module they share.
+        nodes: In the order of the graph.
+        flops: Operations per run; None where unknown.
+        moved_bytes: Least traffic; None where unknown.
+        weight_bytes: Of its weights.
+        activation_bytes: Bytes it hands on; None where unknown.
+        costs: By target, for the targets whose kernels tell.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    flops: int | None = None
+    moved_bytes: int | None = None
+    weight_bytes: int = 0
+    activation_bytes: int | None = None
+    costs: dict[str, UnitCost] = {}
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of one model, target by target."""
+    """What was measured of one model, target by target.
+
+    Attributes:
+        facts: The model's nodes: work, bytes, modules; None in profiles of older versions.
+        units: In topological order, see :mod:`hal.plan.units`.
+        ceilings: Of the devices, measured once per environment.
+        links: Handoffs between backends, measured once per environment.
+    """
 
     schema_version: int
     hal_version: str
@@ -252,9 +369,23 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     ratios: tuple[Ratio, ...] = ()
     reference: str = ""
     notes: tuple[str, ...] = ()
+    facts: ModelFacts | None = None
+    units: tuple[Unit, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
+    links: tuple[Link, ...] = ()
 
     @property
     def ranking(self) -> tuple[TargetProfile, ...]:
         """Targets that answered rightly, fastest first."""
         good = [target for target in self.targets if target.status == "ok" and target.timing]
         return tuple(sorted(good, key=lambda target: target.timing.median_ns if target.timing else 0))
+
+    def to_pandas(self) -> Any:
+        """One row per kernel as a ``pandas.DataFrame``; docs/cli.md names the columns.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        from hal.records.tables import data_frame
+
+        return data_frame(self)

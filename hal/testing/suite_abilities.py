@@ -36,6 +36,8 @@ _N_RUNS = 5
 #: One product of 8 x 8 against 48 of 64 x 64: 24576 times the arithmetic and 48 times the kernels, so that
 #: twice the time is far from noise on any device whose clock is real.
 _SMALL, _LARGE = (1, 8), (48, 64)
+#: What runtimes fuse, fold and rewrite.
+_ACCOUNTED = ("convolution", "residual", "attention", "quantized", "two_outputs", "integers")
 
 
 class Lifetimes(Suite):
@@ -139,6 +141,17 @@ class Abilities(Suite):
                     medians.append(stats.median(runs.run_ns) if runs.run_ns else 0)
                 if len(medians) == 2:
                     _expect_longer(medians[0], medians[1], problems)
+        self._finish(problems, n_run, "KernelTimes")
+
+    def test_kernels_account_for_nodes(self) -> None:
+        """No node is both in a kernel and folded, and what is folded does not depend on the inputs."""
+        problems, n_run = Problems(), 0
+        for device, precision, graph, where in self.every(*_ACCOUNTED):
+            with problems.about(where), self.compiled(device, graph, precision) as executable:
+                kernels = executable.ability(KernelTimes)
+                if kernels is not None:
+                    n_run += 1
+                    _check_account(kernels.kernel_runs(inputs_of(graph), 1), graph, problems)
         self._finish(problems, n_run, "KernelTimes")
 
     def test_blobs_come_back(self) -> None:
@@ -285,6 +298,26 @@ def _check_kernels(runs: KernelRuns, graph: Graph, large: bool, problems: Proble
         problems.expect(
             0 < ratio <= 1.5, f"the kernels' times add up to {ratio:.2f} of the runs'; expected 0 to 1.5"
         )
+
+
+def _check_account(runs: KernelRuns, graph: Graph, problems: Problems) -> None:
+    twice = [kernel.name for kernel in runs.kernels if len(set(kernel.nodes)) < len(kernel.nodes)]
+    problems.expect(not twice, f"kernels {twice[:5]} name a node twice")
+    both = set(runs.folded) & {node for kernel in runs.kernels for node in kernel.nodes}
+    problems.expect(not both, f"nodes {sorted(both)[:5]} are in a kernel and folded; expected one of the two")
+    known = {str(name) for name in graph.model.graph.initializers}
+    varying: list[str] = []
+    for name, node in graph.nodes.items():
+        if all(value is None or value.name in known for value in node.inputs):
+            known.update(str(value.name) for value in node.outputs)
+        else:
+            varying.append(name)
+    wrong = [name for name in varying if name in runs.folded]
+    problems.expect(
+        not wrong,
+        f"nodes {wrong[:5]} are folded although their results depend on the inputs; name them in the kernels "
+        "that compute them, or nowhere where that is unknown",
+    )
 
 
 def _held() -> dict[str, int]:

@@ -169,7 +169,8 @@ class WorkerBackend(Backend):
         self.close()
 
     def _model(self, graph: Graph) -> messages.Model:
-        self._models[graph.digest] = graph  # its file must outlive the child's use of it
+        # Its file must outlive the child's use of it, and the child keeps the first one of a digest.
+        graph = self._models.setdefault(graph.digest, graph)
         return messages.Model(str(graph.file()), graph.name, graph.digest)
 
     def _call(self, request: Any, kind: Any, deadline_ns: int, step: str) -> Any:

@@ -312,6 +312,27 @@ class KernelsTakeNoTime(_Kernels):
         return change(kernel, durations_ns=(0,) * len(kernel.durations_ns))
 
 
+@broken("kernels_account_for_nodes")
+class FoldsWhatItRuns(FakeExecutable):
+    def kernel_runs(self, inputs, n_runs):
+        runs = super().kernel_runs(inputs, n_runs)
+        return change(runs, folded=runs.kernels[0].nodes)
+
+
+@broken("kernels_account_for_nodes")
+class FoldsWhatItDoesNotKnow(FakeExecutable):
+    def kernel_runs(self, inputs, n_runs):
+        runs = super().kernel_runs(inputs, n_runs)
+        nameless = tuple(change(kernel, nodes=()) for kernel in runs.kernels)
+        return change(runs, kernels=nameless, folded=tuple(n for k in runs.kernels for n in k.nodes))
+
+
+@broken("kernels_account_for_nodes")
+class KernelsNameNodesTwice(_Kernels):
+    def change(self, kernel):
+        return change(kernel, nodes=kernel.nodes * 2)
+
+
 @broken("blobs_come_back")
 class TrustsAnyBlob(FakeBackend):
     def load_blob(self, device, blob, configuration):

@@ -60,6 +60,9 @@ class FakeNvml:
         used = _tell(handle.get("used", NOT_SUPPORTED))
         return SimpleNamespace(used=used, total=handle["total"])
 
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: dict[str, Any]) -> int:  # noqa: N802
+        return int(_tell(handle.get("energy", NOT_SUPPORTED)))
+
     def nvmlDeviceGetUtilizationRates(self, handle: dict[str, Any]) -> Any:  # noqa: N802
         return SimpleNamespace(gpu=_tell(handle.get("load", NOT_SUPPORTED)))
 

@@ -13,7 +13,7 @@ from hal.backend import Configuration, KernelRuns
 from hal.graph.model import Graph
 from hal_cpu.backend import CpuBackend
 from hal_torch.kernels import HostMarks, NodeByNode, absorb
-from hal_torch.provenance import align
+from hal_torch.provenance import _assigned, align, homes, matched
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +108,54 @@ def test_absorb_gives_lost_nodes_to_their_readers_only_when_every_launch_is_know
     assert absorb(module, known) == [frozenset({"neg", "add", "relu"}), frozenset({"exp"})]
     unsure = [frozenset({"relu"}), frozenset[str](), frozenset({"exp"})]
     assert absorb(module, unsure) == unsure
+
+
+def test_absorb_gives_a_last_view_to_what_makes_the_value_it_views() -> None:
+    module = torch.fx.symbolic_trace(_Ends())
+    assert absorb(module, [frozenset({"relu"}), frozenset({"exp"})]) == [
+        frozenset({"relu"}),
+        frozenset({"exp", "reshape"}),
+    ]
+
+
+class _Ends(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.reshape(x.relu().exp(), (-1,))
+
+
+class _Choice(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.fx.symbolic_trace(_Chain())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+def test_code_of_a_branch_belongs_to_the_node_that_calls_it_whatever_its_own_nodes_are_called() -> None:
+    outer = torch.nn.Module()
+    outer.add_module("choice", _Choice())
+    graph = torch.fx.Graph()
+    graph.output(graph.call_module("choice", (graph.call_function(torch.relu, (graph.placeholder("x"),)),)))
+    module = torch.fx.GraphModule(outer, graph)
+    found = homes(module)
+    own, branch = (type(m).forward.__code__.co_filename for m in (module, module.choice.body))
+    assert found == {own: "", branch: "choice"}
+    # The inner graph has a node `relu` of its own.
+    inside = f'  File "{branch}", line 5, in forward\n    relu = add.relu();  add = None\n           ^^^\n'
+    outside = f'  File "{own}", line 4, in forward\n    relu = torch.relu(x);  x = None\n           ^^^\n'
+    assert _assigned(inside, found) == "choice"
+    assert _assigned(outside, found) == "relu"
+    assert _assigned(outside + inside, found) == "relu"
+    assert _assigned('  File "elsewhere.py", line 1, in f\n    relu = 1\n', found) == ""
+
+
+def test_matched_tells_regions_by_their_kernels_when_a_body_ran_twice() -> None:
+    body = [("cpp_fused_add_0", frozenset({"loop"})), ("extern_kernels.mm", frozenset({"loop"}))]
+    end = [("cpp_fused_exp_0", frozenset({"exp"}))]
+    ran, last = ["graph_1_cpp_fused_add_0", "aten::mm"], ["graph_2_cpp_fused_exp_0"]
+    loop = [frozenset({"loop"}), frozenset({"loop"})]
+    assert matched([ran, last], [body, end]) == [loop, [frozenset({"exp"})]]
+    assert matched([ran, ran, last], [body, end]) == [loop, loop, [frozenset({"exp"})]]
+    other = [("cpp_fused_exp_0", frozenset({"another"}))]
+    assert matched([last], [end, other]) == [[frozenset()]]

@@ -12,8 +12,8 @@ from tests.contract.nvml_fake import FakeNvml
 
 H100: dict[str, Any] = {
     "name": "NVIDIA H100", "uuid": b"GPU-11AA-22", "pci": b"00000000:0B:00.0", "power": 123_456,
-    "celsius": 41, "mhz": 1980, "max_mhz": 1980, "used": 5 << 30, "total": 80 << 30, "load": 37, "ecc": 1,
-    "persistence": 1, "power_limit": 700_000, "reasons": 0x1,
+    "celsius": 41, "mhz": 1980, "max_mhz": 1980, "used": 5 << 30, "total": 80 << 30, "load": 37,
+    "ecc": 1, "persistence": 1, "power_limit": 700_000, "reasons": 0x1, "energy": 9_000,
 }  # fmt: skip
 GEFORCE: dict[str, Any] = {
     "name": b"GeForce", "uuid": "GPU-33", "pci": "00000000:65:00.0", "celsius": 60, "used": 1, "total": 2,
@@ -33,6 +33,7 @@ def test_readings_are_in_base_units() -> None:
         "clock_hz": 1_980_000_000,
         "memory_used_bytes": 5 << 30,
         "utilisation_percent": 37,
+        "energy_total_mj": 9_000,
     }
 
 

@@ -169,7 +169,68 @@ def test_vanished_nodes_go_to_their_readers_when_a_provider_compiled_the_rest() 
     assert set(covers["EP_1"]) == {"i", "r", "s"}
 
 
-@pytest.mark.parametrize("kernel", ["a_nchwc", "c"])
+def pair(value: str) -> list[tuple[str, str, str, str]]:
+    """QuantizeLinear and DequantizeLinear of a value."""
+    return [
+        (f"q_{value}", "QuantizeLinear", f"{value} s", f"{value}_8"),
+        (f"d_{value}", "DequantizeLinear", f"{value}_8 s", f"{value}_f"),
+    ]
+
+
+def test_quantized_operator_has_the_pairs_around_it_and_no_neighbour_when_values_were_renamed() -> None:
+    before = flat(
+        [
+            *pair("x"),
+            ("c1", "Conv", "x_f w", "a"),
+            ("r", "Relu", "a", "b"),
+            *pair("b"),
+            ("c2", "Conv", "b_f w", "c"),
+            *pair("c"),
+        ],
+        "c_f",
+        "w s",
+    )
+    after = flat(
+        [
+            ("q_x", "QuantizeLinear", "x s", "x_8"),
+            ("Transpose_token_9", "Transpose", "x_8", "Transpose_token_9_out0"),
+            ("c1_token_3", "QLinearConv", "Transpose_token_9_out0 w", "c1"),
+            ("c2_token_4", "QLinearConv", "c1 w", "c2"),
+            ("d_c", "DequantizeLinear", "c2 s", "c_f"),
+        ],
+        "c_f",
+        "w s",
+    )
+    assert attribution.node_covers(before, after) == {
+        "q_x": ("q_x",),
+        "Transpose_token_9": ("d_x", "c1", "r", "q_b"),
+        "c1_token_3": ("d_x", "c1", "r", "q_b"),
+        "c2_token_4": ("d_b", "c2", "q_c"),
+        "d_c": ("d_c",),
+    }
+
+
+def test_moved_pairs_are_mapped_when_their_names_tell_the_value() -> None:
+    before = flat([("a", "Add", "x x", "v"), ("t", "Reshape", "v k", "u"), *pair("u")], "u_f", "k s")
+    after = flat(
+        [
+            ("a", "Add", "x x", "v_pre_q"),
+            ("v_q", "QuantizeLinear", "v_pre_q s", "v_q_to_dq"),
+            ("t", "Reshape", "v_q_to_dq k", "u_8"),
+            ("d_u/duplicated_token_2", "DequantizeLinear", "u_8 s", "u_f"),
+        ],
+        "u_f",
+        "k s",
+    )
+    assert attribution.node_covers(before, after) == {
+        "a": ("a",),
+        "v_q": ("a",),
+        "t": ("t", "q_u"),
+        "d_u/duplicated_token_2": ("d_u",),
+    }
+
+
+@pytest.mark.parametrize("kernel", ["a_nchwc", "c", "c_token_12", "c/duplicated_token_3", "c/ConvAddFusion"])
 def test_kernel_name_alone_points_to_a_node(kernel: str) -> None:
     before = flat([("c", "Conv", "x w", "a")], "a", "w")
     assert attribution.named_node(before, kernel) == "c"

@@ -251,14 +251,29 @@ def test_attribute_gives_the_reader_when_a_step_only_converts_layout() -> None:
     assert nodes_of(steps)["hal0_acdb_abcd_hal1"] == ["n1"]
 
 
-def test_attribute_folds_views_and_constants_when_no_step_has_them() -> None:
+def test_attribute_gives_views_to_who_makes_them_and_folds_constants_when_no_step_has_them() -> None:
     atlas = chain("Neg", "Conv", "Reshape", "Relu", constant=frozenset({"n0"}))
     source = Operation("in", "Input", "")
     conv = Operation("hal1", "Convolution", "hal1", source)
     relu = Operation("hal3", "Eltwise", "hal3", conv)
     steps, folded = attribute(atlas, RuntimeModel(source, conv, relu))
-    assert nodes_of(steps) == {"hal1": ["n1"], "hal3": ["n3"]}
-    assert folded == ("n0", "n2")
+    assert nodes_of(steps) == {"hal1": ["n1", "n2"], "hal3": ["n3"]}
+    assert folded == ("n0",)
+
+
+def test_attribute_gives_views_of_the_input_to_who_reads_them_when_no_step_has_them() -> None:
+    atlas = chain("Squeeze", "Reshape", "Conv")
+    source = Operation("in", "Input", "")
+    conv = Operation("hal2", "Convolution", "hal2", source)
+    steps, folded = attribute(atlas, RuntimeModel(source, conv))
+    assert nodes_of(steps) == {"hal2": ["n0", "n1", "n2"]}
+    assert folded == ()
+
+
+def test_attribute_folds_views_when_nothing_is_run() -> None:
+    steps, folded = attribute(chain("Squeeze", "Reshape"), RuntimeModel(Operation("in", "Input", "")))
+    assert steps == []
+    assert folded == ("n0", "n1")
 
 
 def test_attribute_ignores_steps_on_constants_when_they_are_not_run() -> None:

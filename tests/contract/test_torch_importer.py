@@ -99,6 +99,7 @@ def test_to_onnx_keeps_source_lines_without_folders(tmp_path: Path) -> None:
     TorchImporter().to_onnx(Net(), inputs(), tmp_path / "model.onnx")
     data = (tmp_path / "model.onnx").read_bytes()
     assert b"test_torch_importer.py" in data
+    assert b'File "torch/nn/modules/conv.py"' in data
     assert str(Path(__file__).parent).encode() not in data
     assert b"site-packages" not in data
 

@@ -9,9 +9,10 @@ from hal.backend import Fallback, Finding
 from hal.plugins import Plugin
 from hal.profiling.discovery import Discovery, Found
 from hal.profiling.running import RunResult
+from hal.records.machine import Ceiling, Environment
 from hal.records.profile import (
     ColdStart,
-    Environment,
+    Energy,
     KernelCost,
     KernelTable,
     MemoryPeak,
@@ -51,7 +52,16 @@ def error(relative_l2: float | None) -> tuple[OutputError, ...]:
     return (OutputError(name="scores", relative_l2=relative_l2, max_abs=relative_l2, sqnr_db=60.0),)
 
 
-def kernel(name: str, median_ns: int, nodes: tuple[str, ...], ops: tuple[str, ...], type: str) -> KernelCost:
+def kernel(
+    name: str,
+    median_ns: int,
+    nodes: tuple[str, ...],
+    ops: tuple[str, ...],
+    type: str,
+    *,
+    flops: int | None = None,
+    moved_bytes: int | None = None,
+) -> KernelCost:
     return KernelCost(
         name=name,
         type=type,
@@ -62,6 +72,8 @@ def kernel(name: str, median_ns: int, nodes: tuple[str, ...], ops: tuple[str, ..
         p10_ns=median_ns,
         p90_ns=median_ns,
         n=50,
+        flops=flops,
+        moved_bytes=moved_bytes,
     )
 
 
@@ -118,6 +130,16 @@ def profile(*targets: TargetProfile, **fields: object) -> Profile:
         "devices": (),
         "targets": targets,
         "reference": "onnx ReferenceEvaluator",
+        "ceilings": (
+            Ceiling(
+                device="cpu:0",
+                precision="fp32",
+                flops_per_s=1.11e11,
+                bytes_per_s=1.64e10,
+                compute_target=ORT,
+                copy_target=FP32,
+            ),
+        ),
     }
     return Profile(**{**whole, **fields})  # type: ignore[arg-type]
 
@@ -125,21 +147,26 @@ def profile(*targets: TargetProfile, **fields: object) -> Profile:
 KERNELS = KernelTable(
     kernels=(
         kernel("Conv_3", 61_000, ("/conv2/Conv", "/bn2/BatchNormalization", "/relu2/Relu"),
-               ("Conv", "BatchNormalization", "Relu"), "jit_avx512_f32"),
-        kernel("MatMul_9", 20_000, ("/head/Gemm",), ("Gemm",), "gemm_mlas_f32"),
+               ("Conv", "BatchNormalization", "Relu"), "jit_avx512_f32",
+               flops=4_600_000, moved_bytes=300_000),
+        kernel("MatMul_9", 20_000, ("/head/Gemm",), ("Gemm",), "gemm_mlas_f32",
+               flops=33_000, moved_bytes=260_000),
         kernel("Reorder_1", 4_000, (), (), "Reorder"),
-        kernel("Softmax_10", 2_000, ("/Softmax",), ("Softmax",), "jit_softmax"),
+        kernel("Softmax_10", 2_000, ("/Softmax",), ("Softmax",), "jit_softmax", flops=80, moved_bytes=80),
     ),
     total_ns=87_000,
     unattributed_ns=4_000,
     instrumented_ns=120_000,
+    plain_ns=100_000,
     folded=("/Shape",),
     unknown=("/Identity", "/Cast"),
 )  # fmt: skip
 
 FULL = profile(
     target(ORT, 141_000, accuracy=0.995, kernels_missing="the profiling file was empty"),
-    target(FP32, 98_400, accuracy=0.995, kernels=KERNELS),
+    target(
+        FP32, 98_400, accuracy=0.995, kernels=KERNELS, energy=Energy(per_run_mj=1.234, source="RAPL package")
+    ),
     target(
         BF16,
         70_100,

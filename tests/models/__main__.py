@@ -11,22 +11,24 @@ import sys
 
 import numpy as np
 
-from tests.models import MODELS
+from tests.models import MODELS, QUANTIZED
 from tests.models.cache import directory
+
+ALL = {**MODELS, **QUANTIZED}
 
 
 def main() -> int:
     names = sys.argv[1:]
     if not names:
-        for name, model in MODELS.items():
+        for name, model in ALL.items():
             print(f"{name:20} {model.missing() or model.notes}")
         return 0
-    unknown = [name for name in names if name not in MODELS]
+    unknown = [name for name in names if name not in ALL]
     if unknown:
-        print(f"no model is called {unknown[0]!r}; there are {', '.join(MODELS)}", file=sys.stderr)
+        print(f"no model is called {unknown[0]!r}; there are {', '.join(ALL)}", file=sys.stderr)
         return 2
     for name in names:
-        model = MODELS[name]
+        model = ALL[name]
         if model.missing():
             print(f"{name} cannot be had: {model.missing()}", file=sys.stderr)
             return 1

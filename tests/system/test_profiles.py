@@ -38,13 +38,35 @@ def check_kernels(target: TargetProfile) -> None:
     assert target.kernels is not None, target.kernels_missing
     assert target.kernels.total_ns > 0
     assert target.kernels.unattributed_ns <= (1 - ATTRIBUTED) * target.kernels.total_ns
+    assert target.kernels.unknown == ()
+    # Each kernel's time counts once.
+    assert target.kernels.total_ns == sum(kernel.median_ns for kernel in target.kernels.kernels)
+
+
+def check_units(record: Profile) -> None:
+    """Each node in one unit at most, and every attributed kernel's time in the units' costs."""
+    placed = [node for unit in record.units for node in unit.nodes]
+    assert len(placed) == len(set(placed))
+    for target in record.targets:
+        if target.kernels is None or target.status != "ok":
+            continue
+        costs_ns = [
+            unit.costs[target.target].median_ns for unit in record.units if target.target in unit.costs
+        ]
+        attributed_ns = target.kernels.total_ns - target.kernels.unattributed_ns
+        # Sums of medians and medians of sums differ a little.
+        assert sum(costs_ns) == pytest.approx(attributed_ns, rel=0.2, abs=20_000)
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_profile_is_right_on_every_backend_when_the_model_is_real(name: str) -> None:
     model = MODELS[name].require()
     record = hal.profile(
-        model.path(), model.inputs(), targets=[f"cpu:0/{backend}/*" for backend in BACKENDS], policy=BRIEF
+        model.path(),
+        model.inputs(),
+        targets=[f"cpu:0/{backend}/*" for backend in BACKENDS],
+        policy=BRIEF,
+        machine=False,
     )
     assert record.reference, record.notes
     targets = {target.target: target for target in record.targets}
@@ -68,10 +90,11 @@ def test_profile_is_right_on_every_backend_when_the_model_is_real(name: str) -> 
             assert 1e-7 < target.relative_l2 < math.inf
             check_kernels(target)
     assert from_json(to_json(record), Profile, "the profile") == record
+    check_units(record)
 
 
 def test_profile_reaches_the_known_accuracy_when_the_demo_runs() -> None:
-    record = hal.profile("demo:digits", policy=BRIEF)
+    record = hal.profile("demo:digits", policy=BRIEF, machine=False)
     measured = {target.target: target.accuracy for target in record.targets if target.status == "ok"}
     assert {f"cpu:0/{backend}/fp32" for backend in BACKENDS} <= set(measured)
     for target, accuracy in measured.items():
@@ -82,7 +105,11 @@ def test_profile_reaches_the_known_accuracy_when_the_demo_runs() -> None:
 def test_profile_takes_a_torch_module_when_given_example_inputs() -> None:
     module, arguments = MODELS["minilm"].require().module()
     record = hal.profile(
-        module, arguments, targets=["cpu:0/onnxruntime/fp32", "cpu:0/cpu/fp32"], policy=BRIEF
+        module,
+        arguments,
+        targets=["cpu:0/onnxruntime/fp32", "cpu:0/cpu/fp32"],
+        policy=BRIEF,
+        machine=False,
     )
     for target in record.targets:
         assert target.status == "ok", target.reason

@@ -30,7 +30,7 @@ def commands() -> dict[str, list[str]]:
 
 def section(command: str) -> str:
     """The text below a command's heading."""
-    pattern = rf"^## `hal {command}(?: MODEL| NAME)?`$(.*?)(?=^## )"
+    pattern = rf"^## `hal {command}(?: [A-Z][A-Z. ]*)?`$(.*?)(?=^## )"
     found = re.search(pattern, DOCUMENT, re.MULTILINE | re.DOTALL)
     assert found is not None, f"docs/cli.md has no section for hal {command}"
     return found.group(1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import msgspec
@@ -12,13 +13,15 @@ from onnx import TensorProto, helper
 
 import hal
 from hal.errors import HalError, InputError, ModelError, TargetError
+from hal.graph.model import Graph
 from hal.profiling import bench, diagnose, discover, prove, run
+from hal.profiling.judge import fault
 from hal.profiling.preflight import preflight
 from hal.profiling.privacy import scrub
 from hal.profiling.ratios import rebase
 from hal.profiling.sources import resolve
 from hal.records.files import from_json, to_json
-from hal.records.profile import Profile, TargetProfile
+from hal.records.profile import OutputError, Profile, TargetProfile
 from hal.sampling import Policy
 from hal.testing import small_graph
 from hal.worker import Deadlines
@@ -54,7 +57,7 @@ def by_name(record: Profile) -> dict[str, TargetProfile]:
 def test_profile_measures_every_target_when_all_work(plugins: Plugins) -> None:
     plugins.add_fake("swift", default_ns=1_000, overhead_ns=0)
     plugins.add_fake("slow", default_ns=4_000, overhead_ns=0, devices=ONE)
-    record = hal.profile(small_graph("chain"), policy=QUICK)
+    record = hal.profile(small_graph("chain"), policy=QUICK, machine=False)
     targets = by_name(record)
     assert set(targets) == {"cpu:0/swift/fp32", "cpu:0/swift/bf16", "cpu:0/slow/fp32"}
     assert [target.status for target in record.targets] == ["ok"] * 3
@@ -81,7 +84,7 @@ def test_profile_measures_every_target_when_all_work(plugins: Plugins) -> None:
 
 def test_profile_round_trips_when_written_as_json(plugins: Plugins) -> None:
     plugins.add_fake("one")
-    record = hal.profile(small_graph("two_outputs"), policy=QUICK)
+    record = hal.profile(small_graph("two_outputs"), policy=QUICK, machine=False)
     assert from_json(to_json(record), Profile, "the text") == record
 
 
@@ -90,7 +93,7 @@ def test_profile_round_trips_when_written_as_json(plugins: Plugins) -> None:
 def test_profile_loses_one_target_only_when_its_child_fails(plugins: Plugins, at: str, how: str) -> None:
     plugins.add_fake("good", devices=ONE)
     plugins.add_fake("bad", devices=ONE, **failing(at, how))
-    record = hal.profile(small_graph("chain"), policy=QUICK)
+    record = hal.profile(small_graph("chain"), policy=QUICK, machine=False)
     targets = by_name(record)
     assert targets["cpu:0/good/fp32"].status == "ok"
     assert targets["cpu:0/bad/fp32"].status == "failed"
@@ -109,7 +112,7 @@ def test_profile_loses_one_target_only_when_its_child_fails(plugins: Plugins, at
 def test_profile_loses_one_target_only_when_its_child_hangs(plugins: Plugins, at: str, step: str) -> None:
     plugins.add_fake("good", devices=ONE)
     plugins.add_fake("bad", devices=ONE, **failing(at, "hang"))
-    targets = by_name(hal.profile(small_graph("chain"), policy=QUICK, deadlines=short(step)))
+    targets = by_name(hal.profile(small_graph("chain"), policy=QUICK, machine=False, deadlines=short(step)))
     assert targets["cpu:0/good/fp32"].status == "ok"
     assert targets["cpu:0/bad/fp32"].status == "failed"
     assert "was stopped" in targets["cpu:0/bad/fp32"].reason
@@ -118,7 +121,7 @@ def test_profile_loses_one_target_only_when_its_child_hangs(plugins: Plugins, at
 @pytest.mark.parametrize("how", ["raise", "segfault", "hang"])
 def test_profile_keeps_the_plain_figures_when_kernel_timing_fails(plugins: Plugins, how: str) -> None:
     plugins.add_fake("bad", devices=ONE, **failing("kernels", how))
-    target = hal.profile(small_graph("chain"), policy=QUICK, deadlines=short("run")).targets[0]
+    target = hal.profile(small_graph("chain"), policy=QUICK, machine=False, deadlines=short("run")).targets[0]
     assert target.status == "ok"
     assert target.timing is not None
     assert target.kernels is None
@@ -149,7 +152,7 @@ def test_discover_reports_a_plugin_when_it_breaks(plugins: Plugins, at: str, how
 def test_profile_names_refused_nodes_when_a_backend_refuses(plugins: Plugins) -> None:
     plugins.add_fake("good", devices=ONE)
     plugins.add_fake("picky", devices=ONE, refuse={"Relu": "no rectifiers here"})
-    target = by_name(hal.profile(small_graph("chain"), policy=QUICK))["cpu:0/picky/fp32"]
+    target = by_name(hal.profile(small_graph("chain"), policy=QUICK, machine=False))["cpu:0/picky/fp32"]
     assert target.status == "refused"
     assert {node.op for node in target.refused} == {"Relu"}
     assert "no rectifiers here" in target.reason
@@ -159,7 +162,7 @@ def test_profile_names_refused_nodes_when_a_backend_refuses(plugins: Plugins) ->
 def test_profile_never_recommends_a_target_when_it_answers_wrongly(plugins: Plugins) -> None:
     plugins.add_fake("right", devices=ONE, default_ns=5_000)
     plugins.add_fake("wrong", devices=ONE, default_ns=10, **failing("run", "wrong"))
-    record = hal.profile(small_graph("chain"), policy=QUICK)
+    record = hal.profile(small_graph("chain"), policy=QUICK, machine=False)
     wrong = by_name(record)["cpu:0/wrong/fp32"]
     assert wrong.status == "wrong"
     assert "relative L2" in wrong.reason
@@ -188,7 +191,7 @@ def test_profile_loses_one_target_only_when_a_backend_breaks_the_contract(
         "@hookimpl\ndef hal_backend():\n"
         f"    return {fault}(name='bad', devices={ONE!r})\n",
     )
-    targets = by_name(hal.profile(small_graph("chain"), policy=QUICK))
+    targets = by_name(hal.profile(small_graph("chain"), policy=QUICK, machine=False))
     assert targets["cpu:0/good/fp32"].status == "ok"
     assert targets["cpu:0/bad/fp32"].status == "failed"
     assert text in targets["cpu:0/bad/fp32"].reason
@@ -233,7 +236,7 @@ def test_profile_leaves_nothing_behind_when_children_crash(plugins: Plugins) -> 
 
     before = shared()
     plugins.add_fake("bad", devices=ONE, **failing("run:7", "segfault"))
-    hal.profile(small_graph("chain"), policy=QUICK)
+    hal.profile(small_graph("chain"), policy=QUICK, machine=False)
     # Other tests run beside this one: only what they leave for good would stay, and they leave nothing.
     children = [child for child in psutil.Process().children() if "hal.worker.child" in child.cmdline()]
     assert children == []
@@ -243,7 +246,7 @@ def test_profile_leaves_nothing_behind_when_children_crash(plugins: Plugins) -> 
 def test_profile_holds_no_private_names_when_written(plugins: Plugins) -> None:
     plugins.add("bad", "raise OSError('cannot open ' + __file__ + ' in ' + __import__('os').getcwd())")
     plugins.add_fake("good", devices=ONE)
-    text = to_json(hal.profile(small_graph("chain"), policy=QUICK)).decode()
+    text = to_json(hal.profile(small_graph("chain"), policy=QUICK, machine=False)).decode()
     assert "cannot open" in text
     for private in (str(Path.home()) + "/", os.getcwd(), str(Path(__file__).parent), "/tmp/"):
         assert private not in text
@@ -252,22 +255,22 @@ def test_profile_holds_no_private_names_when_written(plugins: Plugins) -> None:
 def test_profile_reports_each_device_when_it_cannot_be_used(plugins: Plugins) -> None:
     plugins.add_fake("good", devices=ONE)
     plugins.add_fake("gone", devices=[{"id": "cuda:0", "kind": "gpu", "unavailable": "no driver"}])
-    record = hal.profile(small_graph("chain"), policy=QUICK)
+    record = hal.profile(small_graph("chain"), policy=QUICK, machine=False)
     assert record.notes == ("cuda:0 (gone) cannot be used: no driver",)
 
 
 def test_profile_lists_what_is_there_when_no_target_fits(plugins: Plugins) -> None:
     plugins.add_fake("good", devices=ONE)
     with pytest.raises(TargetError, match=r"no target here fits 'npu:\*'; available: cpu:0/good/fp32"):
-        hal.profile(small_graph("chain"), targets=["npu:*"], policy=QUICK)
+        hal.profile(small_graph("chain"), targets=["npu:*"], policy=QUICK, machine=False)
     with pytest.raises(TargetError, match="does not compute in bf16; it offers fp32"):
-        hal.profile(small_graph("chain"), targets=["cpu:0/good/bf16"], policy=QUICK)
+        hal.profile(small_graph("chain"), targets=["cpu:0/good/bf16"], policy=QUICK, machine=False)
 
 
 def test_profile_takes_a_target_with_options_when_named_whole(plugins: Plugins) -> None:
     plugins.add_fake("good", devices=ONE)
     name = "cpu:0/good/fp32+mode=fast+n_threads=2"
-    record = hal.profile(small_graph("chain"), targets=[name], policy=QUICK)
+    record = hal.profile(small_graph("chain"), targets=[name], policy=QUICK, machine=False)
     assert [target.target for target in record.targets] == [name]
 
 
@@ -310,15 +313,51 @@ def test_profile_refuses_inputs_when_they_hold_nan(plugins: Plugins) -> None:
     graph = small_graph("add")
     inputs = {spec.name: np.full(spec.shape, np.nan, spec.dtype) for spec in graph.signature.inputs}
     with pytest.raises(InputError, match=r"holds \d+ NaN of \d+ values"):
-        hal.profile(graph, inputs, policy=QUICK)
+        hal.profile(graph, inputs, policy=QUICK, machine=False)
 
 
 def test_profile_scores_labelled_data_when_the_demo_has_them(plugins: Plugins) -> None:
     plugins.add_fake("good", devices=ONE)
     target = hal.profile(
-        "demo:digits", policy=msgspec.structs.replace(QUICK, min_bursts=1, min_runs=1)
+        "demo:digits", policy=msgspec.structs.replace(QUICK, min_bursts=1, min_runs=1), machine=False
     ).targets[0]
     assert target.accuracy == pytest.approx(0.995)
+
+
+@pytest.mark.parametrize(
+    ("op", "relative_l2", "reason"),
+    [
+        ("Relu", 4e-4, ""),
+        ("Relu", 6e-4, r"off by 0\.0006 \(relative L2\); fp32 explains at most 0\.0005"),
+        ("Relu", None, "off by inf"),
+        ("QuantizeLinear", 0.3, ""),
+        (
+            "QuantizeLinear",
+            0.5,
+            r"off by 0\.5 \(relative L2\); fp32 with quantized values explains at most 0\.4",
+        ),
+    ],
+)
+def test_fault_is_named_when_rounding_cannot_explain_it(
+    op: str, relative_l2: float | None, reason: str
+) -> None:
+    inputs = ["x"] if op == "Relu" else ["x", "scale", "zero"]
+    scales = [
+        helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0]),
+        helper.make_tensor("zero", TensorProto.INT8, [], [0]),
+    ]
+    kind = TensorProto.FLOAT if op == "Relu" else TensorProto.INT8
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, ["y"])],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])],
+        [helper.make_tensor_value_info("y", kind, [2])],
+        scales[: len(inputs) - 1],
+    )
+    model = Graph.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    error = OutputError(name="y", relative_l2=relative_l2, max_abs=relative_l2, sqnr_db=None)
+    found = fault([error], "fp32", model)
+    assert re.search(reason, found) if reason else found == ""
 
 
 def save(tmp_path: Path, proto: onnx.ModelProto) -> Path:

@@ -135,6 +135,8 @@ class Nvml:
                 "clock_hz": lambda: 1_000_000 * int(api.nvmlDeviceGetClockInfo(handle, api.NVML_CLOCK_SM)),
                 "memory_used_bytes": lambda: int(api.nvmlDeviceGetMemoryInfo(handle).used),
                 "utilisation_percent": lambda: int(api.nvmlDeviceGetUtilizationRates(handle).gpu),
+                # Since the driver was loaded; Volta and later.
+                "energy_total_mj": lambda: int(api.nvmlDeviceGetTotalEnergyConsumption(handle)),
             }
         )
 

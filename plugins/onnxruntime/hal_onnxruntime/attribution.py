@@ -8,13 +8,19 @@ computes can be read off.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 import onnx_ir as ir
 
 _NCHWC = "com.microsoft.nchwc"
-_NCHWC_SUFFIX = "_nchwc"
+# What the rewrites append to the name of a node or value that they replace: a counter, the name of a fusion,
+# the layout, and which side of a moved pair of QuantizeLinear and DequantizeLinear it lies on.
+# Source: Graph::GenerateNodeName and the transformers in ONNX Runtime's optimizer folder.
+_SUFFIX = re.compile(r"(_token_\d+|/duplicated|/\w+Fusion|_nchwc|_pre_q|_q_to_dq|_post_dq|_q|_dq)$")
+# What lies between an operator and the QuantizeLinear that both are fused with.
+_CLAMPS = ("Relu", "Clip")
 # Pure moves of data: the value is the same on both sides.
 _REORDERS = ("ReorderInput", "ReorderOutput")
 # Operators whose result is known once shapes are bound, or that have none at all.
@@ -133,32 +139,35 @@ def node_covers(before: FlatGraph, after: FlatGraph) -> dict[str, tuple[str, ...
     """
     owner = _owners(before, after)
     alias = _aliases(before, after, owner)
-    owned = {node: kernel for kernel, node in owner.items()}
+    owned: dict[str, set[str]] = {}
+    for kernel, node in owner.items():
+        owned.setdefault(node, set()).add(kernel)
     constant = before.constant(after.nodes)
     there = {alias[value] for value in alias if value in after.producer or value in after.given}
     order = {name: position for position, name in enumerate(before.nodes)}
     covers: dict[str, tuple[str, ...]] = {}
-    for kernel in after.nodes.values():
-        found: set[str] = {owner[kernel.name]} if kernel.name in owner else set()
-        results = [alias[value] for value in kernel.outputs if value in alias]
-        if kernel.name in owner:
+    for late in after.nodes.values():
+        found: set[str] = {owner[late.name]} if late.name in owner else set()
+        results = [alias[value] for value in late.outputs if value in alias]
+        if late.name in owner:
             # A fusion keeps the name of one of its nodes: what feeds that node lies in its region too.
-            results.extend(before.nodes[owner[kernel.name]].outputs)
+            results.extend(before.nodes[owner[late.name]].outputs)
         pending = list(results)
         seen: set[str] = set()
         while pending:
             value = pending.pop()
-            node = before.producer.get(value)
-            if value in seen or node is None or (value in there and value not in results):
+            made_by = before.producer.get(value)
+            if value in seen or made_by is None or (value in there and value not in results):
                 continue
+            node = made_by
             seen.add(value)
-            if owned.get(node, kernel.name) != kernel.name:
+            if node in owned and late.name not in owned[node]:
                 continue
             if node in constant and node not in found:
                 continue
             found.add(node)
             pending.extend(before.nodes[node].inputs)
-        covers[kernel.name] = tuple(sorted(found, key=order.__getitem__))
+        covers[late.name] = tuple(sorted(found, key=order.__getitem__))
     _lend(after, alias, covers)
     return covers
 
@@ -213,17 +222,28 @@ def has_layout_nodes(graph: FlatGraph) -> bool:
 
 def named_node(before: FlatGraph, kernel: str) -> str:
     """The node that a kernel's name alone points to, or an empty text."""
-    if kernel in before.nodes or kernel in before.parent:
-        return before.top(kernel)
-    return (
-        before.producer.get(kernel.removesuffix(_NCHWC_SUFFIX), "") if kernel.endswith(_NCHWC_SUFFIX) else ""
-    )
+    for name in _stems(kernel):
+        if name in before.nodes or name in before.parent:
+            return before.top(name)
+        if name in before.producer and name != kernel:
+            return before.producer[name]
+    return ""
+
+
+def _stems(name: str) -> Iterable[str]:
+    """A name, then what is left of it when suffixes are taken off, one by one."""
+    yield name
+    while (stem := _SUFFIX.sub("", name)) != name:
+        name = stem
+        yield name
 
 
 def _owners(before: FlatGraph, after: FlatGraph) -> dict[str, str]:
     found: dict[str, str] = {}
     for kernel in after.nodes.values():
-        node = named_node(before, kernel.name)
+        # The result of a fusion with QuantizeLinear is a new value, named after the node.
+        named = [value for value in kernel.outputs if value in before.nodes and value not in before.producer]
+        node = named_node(before, kernel.name) or (named[0] if named else "")
         if node:
             found[kernel.name] = node
     return found
@@ -234,6 +254,14 @@ def _aliases(before: FlatGraph, after: FlatGraph, owner: Mapping[str, str]) -> d
     known = before.given | set(before.producer)
     values = (after.given | set(after.producer)) & known
     alias = {value: value for value in values}
+    for value in after.producer:
+        stem = next((name for name in _stems(value) if name in before.producer), None)
+        if value not in alias and stem is not None and value not in before.nodes:
+            alias[value] = stem
+    for kernel, node in owner.items():
+        quantized = _quantized(before, after, node, owner)
+        if quantized is not None and len(after.nodes[kernel].outputs) == 1:
+            alias.setdefault(after.nodes[kernel].outputs[0], quantized)
     moves = [node for node in after.nodes.values() if node.op in _REORDERS and node.domain == _NCHWC]
     pairs = [(after.nodes[kernel], before.nodes[node]) for kernel, node in owner.items()]
     pairs = [(late, early) for late, early in pairs if late.op == early.op]
@@ -254,6 +282,22 @@ def _aliases(before: FlatGraph, after: FlatGraph, owner: Mapping[str, str]) -> d
                         alias[one] = other
         changed = len(alias) != size
     return alias
+
+
+def _quantized(before: FlatGraph, after: FlatGraph, node: str, owner: Mapping[str, str]) -> str | None:
+    """The value that a node's result becomes in QuantizeLinear, where the rewrites fused both."""
+    kept = set(owner.values())
+    value = before.nodes[node].outputs[0] if before.nodes[node].outputs else ""
+    while True:
+        readers = before.consumers.get(value, [])
+        if len(readers) != 1 or readers[0] in kept or value in before.outputs:
+            return None
+        reader = before.nodes[readers[0]]
+        if reader.op not in ("QuantizeLinear", *_CLAMPS):
+            return None
+        value = reader.outputs[0]
+        if reader.op == "QuantizeLinear":
+            return None if value in after.producer else value
 
 
 def _same(alias: dict[str, str], one: str, other: str) -> None:

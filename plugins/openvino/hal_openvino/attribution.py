@@ -64,10 +64,12 @@ def attribute(atlas: Atlas, runtime_model: Any) -> tuple[list[Step], tuple[str, 
        theirs that no step claims (the pattern was replaced by a new operation).
     4. A node that no step claims was fused into the step that all its readers are in, or else into
        the step that all its inputs come from.
-    5. A step that is still without nodes converts layouts or types for the steps that read it, and
+    5. A node that only renames a tensor goes with the step that makes the tensor, or else with the one
+       that reads it.
+    6. A step that is still without nodes converts layouts or types for the steps that read it, and
        helps compute their nodes.
 
-    Constant nodes, and nodes that only rename a tensor and are in no step, are folded.
+    Folded are constant nodes, and those that rename an input for the caller, where no step is.
     """
     run = [step for step in _steps(atlas, runtime_model) if step.is_run]
     claims = _Claims(atlas, run)
@@ -78,6 +80,7 @@ def attribute(atlas: Atlas, runtime_model: Any) -> tuple[list[Step], tuple[str, 
         if not step.nodes and step.kind not in _LAYOUT:
             claims.take_between(step)
     claims.take_by_neighbours()
+    claims.take_views()
     for step in [step for step in run if not step.nodes]:
         near = _nearest(step, lambda s: s.after) or _nearest(step, lambda s: s.before)
         step.nodes = dict.fromkeys(node for other in near for node in other.nodes)
@@ -98,7 +101,11 @@ class _Claims:
 
     def __init__(self, atlas: Atlas, run: Sequence[Step]) -> None:
         self._atlas = atlas
-        self._readers = atlas.consumers
+        # What nothing needs was left out by OpenVINO and counts as constant: it says nothing of its inputs.
+        self._readers = {
+            name: tuple(reader for reader in readers if reader not in atlas.constant)
+            for name, readers in atlas.consumers.items()
+        }
         self._sources = _reverse(atlas.consumers)
         self._claimed: dict[str, Step] = {}
         for step in run:
@@ -143,6 +150,18 @@ class _Claims:
             inside = [into.get(source) is into[name] for source in self._varying_sources(name)]
             if self._atlas.operators[name] not in _VIEWS or (inside and all(inside)):
                 self._claim(name, into[name])
+
+    def take_views(self) -> None:
+        views = [name for name in self._atlas.operators if self._atlas.operators[name] in _VIEWS]
+        ways: tuple[tuple[Iterable[str], Callable[[str], Sequence[str]]], ...] = (
+            (views, self._varying_sources),
+            (reversed(views), self._readers.__getitem__),
+        )
+        for ordered, near in ways:
+            for name in ordered:
+                step = next((self._claimed[other] for other in near(name) if other in self._claimed), None)
+                if name in self._free and step is not None:
+                    self._claim(name, step)
 
     def _assume(self, name: str, near: Sequence[str], into: dict[str, Step]) -> None:
         if name in into or name not in self._free:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hal.errors import ModelError
+from hal.graph import origin
 from hal.tensor import as_numpy
 
 if TYPE_CHECKING:
     import torch
-
-_FOLDER = re.compile(r'(File ")(?:[^"]*[/\\])([^"/\\]+")')
 
 
 class TorchImporter:
@@ -60,9 +58,8 @@ class TorchImporter:
         flat = _by_name(program.exported_program, args, kwargs)
         model = program.model
         for node in model.graph.all_nodes():
-            for key, text in node.metadata_props.items():
-                # Source lines are worth keeping; where the sources lie is this machine's affair.
-                node.metadata_props[key] = _FOLDER.sub(r"\1\2", text)
+            # Source lines are worth keeping; where the sources lie is this machine's affair.
+            origin.without_folders(node)
         program.save(path)
         return {str(value.name): flat[str(value.name)] for value in model.graph.inputs}
 

@@ -49,7 +49,7 @@ def compiled(
         }
     call: Call = torch.compile(module, dynamic=False, options=options)
     try:
-        with recorded(observed) as graphs, _without_advice():
+        with recorded(module if observed else None) as graphs, _without_advice():
             call(*examples)
     except torch.OutOfMemoryError:
         raise

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from hal.backend import Kernel, KernelRuns
-from hal_torch.provenance import Launch, align
+from hal_torch.provenance import Launch, matched
 
 
 class Marks(Protocol):
@@ -230,7 +230,7 @@ def compiled_runs(
     columns: dict[tuple[str, int], tuple[frozenset[str], list[int]]] = {}
     for root in roots:
         n_seen: dict[str, int] = {}
-        for name, found, duration_ns in _launches(root, graphs, on_gpu):
+        for name, found, duration_ns in _launches(root, module, graphs, on_gpu):
             n_seen[name] = n_seen.get(name, 0) + 1
             columns.setdefault((name, n_seen[name]), (found, []))[1].append(duration_ns)
     launched = {key: column for key, column in columns.items() if len(column[1]) == len(roots)}
@@ -246,7 +246,8 @@ def compiled_runs(
         for ((name, occurrence), (_, durations_ns)), keys in zip(launched.items(), covered, strict=True)
     )
     run_ns = tuple(_ns(root.time_range.elapsed_us()) for root in roots)
-    return KernelRuns(kernels=kernels, run_ns=run_ns, folded=folded(module, names))
+    # Inductor fuses what it likes, across the whole graph: that says nothing of what must stay together.
+    return KernelRuns(kernels=kernels, run_ns=run_ns, folded=folded(module, names), defines_units=False)
 
 
 @contextmanager
@@ -266,7 +267,8 @@ def absorb(module: torch.fx.GraphModule, kernels: Sequence[frozenset[str]]) -> l
     """Add the nodes that Inductor's record lost when it replaced a pattern (a convolution and its relu).
 
     A node in no kernel whose readers are in kernels is computed in the kernels of its readers, for no
-    other launch could have made its value. That holds only where every launch is known.
+    other launch could have made its value. One that nobody reads, such as a last reshape, is a view of
+    what it reads, and goes with that. Both hold only where every launch is known.
 
     Args:
         module: What was compiled.
@@ -288,6 +290,12 @@ def absorb(module: torch.fx.GraphModule, kernels: Sequence[frozenset[str]]) -> l
             members[node.name] = readers
             for index in readers:
                 result[index].add(node.name)
+    for node in module.graph.nodes:
+        if node.op.startswith("call_") and not members[node.name]:
+            makers: set[int] = set().union(*(members.get(used.name, set()) for used in node.all_input_nodes))
+            members[node.name] = makers
+            for index in makers:
+                result[index].add(node.name)
     return [frozenset(found) for found in result]
 
 
@@ -298,25 +306,32 @@ def folded(module: torch.fx.GraphModule, names: Iterable[str]) -> tuple[str, ...
 
 
 def _launches(
-    root: Any, graphs: Sequence[Sequence[Launch]], on_gpu: bool
+    root: Any, module: torch.fx.GraphModule, graphs: Sequence[Sequence[Launch]], on_gpu: bool
 ) -> list[tuple[str, frozenset[str], int]]:
     """(name, fx nodes, nanoseconds) of what one run launched, in order."""
-    found: list[tuple[str, frozenset[str], int]] = []
     regions: list[list[Any]] = []
     order: list[tuple[Any, int]] = []  # (event, number of its region; -1 for code left to eager mode)
     _walk(root, -1, regions, order)
-    # Where a graph was not run, or run twice, nothing says which is which: then none is mapped.
-    mapped = len(regions) == len(graphs)
     nodes_of: dict[int, frozenset[str]] = {}
-    if mapped:
-        for events, kernels in zip(regions, graphs, strict=True):
-            for event, nodes in zip(events, align([e.name for e in events], kernels), strict=True):
-                nodes_of[id(event)] = nodes
-    for event, _ in order:
-        duration_us = event.device_time_total if on_gpu else event.cpu_time_total
-        name = re.sub(r"^graph_\d+_", "", event.name)
-        found.append((name, nodes_of.get(id(event), frozenset()), _ns(duration_us)))
-    return found
+    answers = matched([[event.name for event in events] for events in regions], graphs)
+    for events, answer in zip(regions, answers, strict=True):
+        nodes_of.update((id(event), nodes) for event, nodes in zip(events, answer, strict=True))
+    # What runs between compiled graphs decides on a branch or a next iteration.
+    deciding = frozenset(node.name for node in module.graph.nodes if node.op == "call_module")
+    following = deciding if len(deciding) == 1 else frozenset[str]()
+    for event, region in reversed(order):
+        if region >= 0:
+            following = nodes_of[id(event)] & deciding or following
+        else:
+            nodes_of[id(event)] = following if len(following) == 1 else frozenset()
+    return [
+        (
+            re.sub(r"^graph_\d+_", "", event.name),
+            nodes_of[id(event)],
+            _ns(event.device_time_total if on_gpu else event.cpu_time_total),
+        )
+        for event, _ in order
+    ]
 
 
 _WRAPPERS = ("Torch-Compiled Region", "CompiledFunction", "## Call CompiledFxGraph")

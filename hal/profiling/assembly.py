@@ -1,0 +1,117 @@
+"""One profile from what was measured now and what was measured earlier."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import msgspec
+
+import hal
+from hal.backend import Target
+from hal.plan.units import remarks, units
+from hal.profiling.discovery import Discovery
+from hal.profiling.machine import public
+from hal.profiling.privacy import scrub
+from hal.profiling.ratios import against_fastest
+from hal.profiling.sources import Subject
+from hal.records.facts import ModelFacts
+from hal.records.machine import Environment, MachineProfile
+from hal.records.profile import SCHEMA_VERSION, ModelInfo, Profile, TargetProfile
+
+_REFERENCE = "onnx ReferenceEvaluator, heavy operators in float64"
+
+
+def assemble(
+    model: ModelInfo,
+    facts: ModelFacts,
+    discovery: Discovery,
+    environment: Environment,
+    targets: Sequence[TargetProfile],
+    machine: MachineProfile | None,
+    notes: Sequence[str],
+) -> Profile:
+    """The record.
+
+    Args:
+        model: What was measured.
+        facts: Of its nodes.
+        discovery: Devices and plugins.
+        environment: Of this machine.
+        targets: In the order asked for.
+        machine: Ceilings and links, where they are known.
+        notes: What the reader should know.
+    """
+    unusable = [
+        f"{device.id} ({backend}) cannot be used: {scrub(device.unavailable)}"
+        for backend, device in discovery.devices
+        if device.unavailable
+    ]
+    tables = {target.target: target.kernels for target in targets if target.kernels and target.status == "ok"}
+    found = units(facts, tables)
+    return Profile(
+        schema_version=SCHEMA_VERSION,
+        hal_version=hal.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=model,
+        environment=environment,
+        plugins=discovery.plugins,
+        devices=tuple(public(device) for _, device in discovery.devices),
+        targets=tuple(targets),
+        ratios=against_fastest(targets),
+        reference=_REFERENCE if any(target.errors for target in targets) else "",
+        notes=(*notes, *remarks(facts, found, tables), *unusable),
+        facts=facts,
+        units=found,
+        ceilings=machine.ceilings if machine else (),
+        links=machine.links if machine else (),
+    )
+
+
+def merge(
+    wanted: Sequence[Target], measured: Mapping[str, TargetProfile], known: Mapping[str, TargetProfile]
+) -> list[TargetProfile]:
+    """Targets in the order asked for; groups of earlier runs get numbers of their own.
+
+    Only targets of one group ran side by side, so numbers must never meet by chance.
+
+    Args:
+        wanted: All targets.
+        measured: Measured now, in groups numbered from 0.
+        known: Measured earlier, with groups that differ where their runs did.
+    """
+    first = 1 + max((t.timing.group for t in known.values() if t.timing), default=-1)
+    found = []
+    for target in map(str, wanted):
+        record = known.get(target) or measured[target]
+        if target not in known and record.timing is not None:
+            timing = msgspec.structs.replace(record.timing, group=record.timing.group + first)
+            record = msgspec.structs.replace(record, timing=timing)
+        found.append(record)
+    return found
+
+
+def model_info(subject: Subject) -> ModelInfo:
+    """The model and its inputs, as the record tells them."""
+    graph = subject.graph
+    return ModelInfo(
+        name=graph.name,
+        digest=graph.digest,
+        opset=graph.opset,
+        n_nodes=len(graph.nodes),
+        weight_bytes=graph.weight_bytes,
+        inputs=graph.signature.inputs,
+        outputs=graph.signature.outputs,
+        inputs_from=subject.inputs_from,
+        inputs_digest=_digest(subject),
+    )
+
+
+def _digest(subject: Subject) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(subject.named_inputs.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        # Tensors of text hold objects, which have no bytes of their own.
+        digest.update(repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes())
+    return digest.hexdigest()
