@@ -102,8 +102,8 @@ class Exposed:
     def unbounded(self) -> list[str]:
         """A sentence on nodes that are infinitely far apart while their inputs are not; none where none are.
 
-        Mostly masks: the sum of the least float and a score is infinite on one side. A softmax behind it hides
-        that, and listed by growth such nodes would hide all others.
+        Mostly masks: the sum of the least float and a score is infinite on one side. A softmax behind it
+        hides that, and listed by growth such nodes would hide all others.
         """
         found = [node for node in self.nodes if node.growth is None and node.error_in is not None]
         if not found:

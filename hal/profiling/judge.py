@@ -60,7 +60,10 @@ def fault(errors: Sequence[OutputError], precision: str, graph: Graph) -> str:
         relative = math.inf if error.relative_l2 is None else error.relative_l2
         if relative > most:
             what = precision if most == TOLERANCES[precision] else f"{precision} with quantized values"
-            return f"output {error.name!r} is off by {relative:.3g} (relative L2); {what} explains at most {most:g}"
+            return (
+                f"output {error.name!r} is off by {relative:.3g} (relative L2); "
+                f"{what} explains at most {most:g}"
+            )
     return ""
 
 

@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 
 from hal.cli import main
-from hal.records.divergence import Divergence
+from hal.cli.diff import _written
+from hal.graph.cut import Cutter
+from hal.profiling.divergence import Diff
+from hal.records.divergence import Divergence, Reproduction
 from hal.records.files import from_json
 from hal.testing import small_graph
 from tests.throwaway import Plugins, failing
@@ -235,3 +239,60 @@ def test_diff_replays_names_and_types_when_they_are_unusual(
     with np.load("odd name.diff.npz") as inputs:
         ((name, array),) = inputs.items()
     assert (name, array.dtype) == ("file", np.float32)
+
+
+def test_diff_says_so_when_the_checker_refuses_what_it_wrote(
+    plugins: Plugins, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def branch(op: str, **attributes: int) -> onnx.GraphProto:
+        end = helper.make_tensor_value_info(f"{op}_y", TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node(op, ["x"], [f"{op}_y"], **attributes)], op, [], [end])
+
+    nodes = [
+        helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+        helper.make_node("Cast", ["sum"], ["flag"], to=TensorProto.BOOL),
+        # Of two or of no dimensions: no file can state the shape of y.
+        helper.make_node(
+            "If", ["flag"], ["y"], then_branch=branch("Neg"), else_branch=branch("ReduceSum", keepdims=0)
+        ),
+        helper.make_node("Relu", ["x"], ["z"]),
+    ]
+    x, z = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xz")
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "shapeless", [x], [y, z])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "shapeless.onnx"
+    )
+    # The fault is gone without the last node, which y does not need: nothing smaller than the model parts.
+    add_wrong(plugins, {"value": "y", "n_nodes": 4})
+    assert main(["diff", "shapeless.onnx", "--targets", RIGHT, WRONG]) == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "onnx.checker refuses the file, as it may the model: Field 'shape'" in out
+    assert "reproduced by the model itself, 4 nodes: nothing smaller parts: off by 0.5" in out
+    assert "replayed; again with:" in out
+
+
+def test_diff_writes_nothing_when_the_part_is_larger_than_a_file_can_be(tmp_path: Path) -> None:
+    graph = Cutter(small_graph("chain")).prefix(["r2"])  # one of its own, to be changed
+    # 4 GiB that take no memory.
+    zeros = np.broadcast_to(np.float32(0), (1 << 30,))
+    weight = ir.Value(name="huge", const_value=ir.Tensor(zeros, name="huge"))
+    graph.model.graph.initializers.add(weight)
+    reproduction = Reproduction(extent="node", nodes=("n",), outputs=(), n_tried=1)
+    record = Divergence(
+        model="m",
+        digest="d",
+        n_nodes=1,
+        inputs_from="given",
+        targets=("a", "b"),
+        against="a",
+        tolerance=0.1,
+        tolerance_from="asked for",
+        parted=True,
+        outputs=(),
+        reproduction=reproduction,
+    )
+    kept = _written(Diff(record, graph, {}), tmp_path / "f.onnx", tmp_path / "f.npz", False)
+    assert kept.reproduction == reproduction
+    assert "what reproduces it was not written: model 'chain_prefix' has 4294" in kept.notes[0]
+    assert list(tmp_path.glob("f.*")) == []
