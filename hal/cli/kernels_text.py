@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from hal.cli import figures
 from hal.cli.output import cell, indented, line, one_line, table
-from hal.profiling.roofline import ceiling_for, classify
-from hal.records.profile import KernelCost, KernelTable, Profile, TargetProfile
+from hal.records.profile import KernelCost, KernelTable, TargetProfile
 from hal.units import format_ns, format_rate
 
 if TYPE_CHECKING:
@@ -23,13 +22,10 @@ _NODES_CHARACTERS = 11
 _NAMES_LISTED = 6
 
 
-def kernels_text(
-    profile: Profile, target: TargetProfile, kernels: KernelTable, n_top: int
-) -> Iterator[RenderableType]:
+def kernels_text(target: TargetProfile, kernels: KernelTable, n_top: int) -> Iterator[RenderableType]:
     """The most expensive kernels, their sum, and what is not in it.
 
     Args:
-        profile: The whole, for the ceilings.
         target: Whose kernels.
         kernels: Its table.
         n_top: Kernels listed.
@@ -50,13 +46,11 @@ def kernels_text(
     )
     for kernel in shown:
         name = f"{kernel.name} on {kernel.device}" if kernel.device else kernel.name
-        ceiling = ceiling_for(profile.ceilings, target.target, kernel.device)
-        limit = classify(kernel, ceiling) if ceiling else None
         made.add_row(
             cell(figures.time_text(kernel.median_ns)),
             cell(figures.share_text(kernel.median_ns, kernels.total_ns)),
-            cell(_rate(kernel, limit)),
-            cell(limit or figures.NOTHING),
+            cell(_rate(kernel)),
+            cell(kernel.limit or figures.NOTHING),
             cell(name, _KERNEL_CHARACTERS),
             cell(kernel.type, _TYPE_CHARACTERS),
             cell(_fitting(kernel.ops) or "unknown", _OPS_CHARACTERS),
@@ -67,9 +61,9 @@ def kernels_text(
     yield from map(indented, _left_over(kernels))
 
 
-def _rate(kernel: KernelCost, limit: str | None) -> str:
+def _rate(kernel: KernelCost) -> str:
     """What the kernel achieves, in the unit of what limits it."""
-    if kernel.flops_per_s and limit != "memory":
+    if kernel.flops_per_s and kernel.limit != "memory":
         return format_rate(kernel.flops_per_s, "FLOP/s")
     if kernel.bytes_per_s:
         return format_rate(kernel.bytes_per_s, "B/s")

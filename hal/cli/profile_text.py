@@ -39,7 +39,7 @@ def profile_text(profile: Profile, n_top: int) -> Iterator[RenderableType]:
     for target in ordered(profile):
         if target.kernels is not None:
             yield line("")
-            yield from kernels_text(profile, target, target.kernels, n_top)
+            yield from kernels_text(target, target.kernels, n_top)
     yield line("")
     yield from _verdict(profile)
 

@@ -15,6 +15,7 @@ from hal.profiling.discovery import Discovery
 from hal.profiling.machine import public
 from hal.profiling.privacy import scrub
 from hal.profiling.ratios import against_fastest
+from hal.profiling.roofline import limited, limited_unit
 from hal.profiling.sources import Subject
 from hal.records.facts import ModelFacts
 from hal.records.machine import Environment, MachineProfile
@@ -48,6 +49,13 @@ def assemble(
         for backend, device in discovery.devices
         if device.unavailable
     ]
+    ceilings = machine.ceilings if machine else ()
+    targets = [
+        target
+        if target.kernels is None
+        else msgspec.structs.replace(target, kernels=limited(target.kernels, ceilings, target.target))
+        for target in targets
+    ]
     tables = {target.target: target.kernels for target in targets if target.kernels and target.status == "ok"}
     found = units(facts, tables)
     return Profile(
@@ -63,8 +71,8 @@ def assemble(
         reference=_REFERENCE if any(target.errors for target in targets) else "",
         notes=(*notes, *remarks(facts, found, tables), *unusable),
         facts=facts,
-        units=found,
-        ceilings=machine.ceilings if machine else (),
+        units=tuple(limited_unit(unit, ceilings) for unit in found),
+        ceilings=ceilings,
         links=machine.links if machine else (),
     )
 

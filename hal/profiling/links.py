@@ -36,7 +36,7 @@ _log = logging.getLogger("hal.profiling")
 SIZES = (4 << 10, 64 << 10, 1 << 20, 16 << 20)
 #: Rounds of one size: as many as fit into the time, within these bounds. Five is the least that has
 #: percentiles worth the name.
-_ROUNDS_NS, _ROUNDS_MIN, _ROUNDS_MAX = 250_000_000, 5, 15
+_ROUNDS_NS, _ROUNDS_MIN, _ROUNDS_MAX = 120_000_000, 5, 15
 #: On a busy machine rounds take many times longer; then this many have to do.
 _ROUNDS_LEAST, _OVERDUE_NS = 3, 750_000_000
 #: Short on purpose: the median of a round needs few runs, and many rounds tell more than long ones.

@@ -6,12 +6,14 @@ architectures", Communications of the ACM 52(4), 2009.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
+
+import msgspec
 
 from hal.errors import TargetError
 from hal.records.machine import Ceiling
-from hal.records.profile import KernelCost
+from hal.records.profile import KernelCost, KernelTable, Unit
 from hal.records.targets import Target
 
 #: ``compute``: the flat roof is the lower one at the kernel's intensity. ``memory``: the slanted one is.
@@ -32,12 +34,19 @@ def classify(kernel: KernelCost, ceiling: Ceiling) -> Bound | None:
     Returns:
         The class; None where the kernel's work, traffic or time is not known.
     """
-    share = share_of_roof(kernel, ceiling)
-    if share is None or kernel.flops is None or kernel.moved_bytes is None:
+    return classify_work(kernel.flops, kernel.moved_bytes, kernel.median_ns, ceiling)
+
+
+def classify_work(
+    flops: int | None, moved_bytes: int | None, median_ns: int, ceiling: Ceiling
+) -> Bound | None:
+    """As :func:`classify`, for any work that took some time."""
+    share = _share(flops, moved_bytes, median_ns, ceiling)
+    if share is None or flops is None or moved_bytes is None:
         return None
     if share < OVERHEAD_BELOW:
         return "overhead"
-    computing_s, moving_s = _least_s(kernel.flops, kernel.moved_bytes, ceiling)
+    computing_s, moving_s = _least_s(flops, moved_bytes, ceiling)
     return "compute" if computing_s >= moving_s else "memory"
 
 
@@ -52,9 +61,7 @@ def share_of_roof(kernel: KernelCost, ceiling: Ceiling) -> float | None:
     Returns:
         The share; None where the kernel's work, traffic or time is not known.
     """
-    if kernel.flops is None or kernel.moved_bytes is None or not kernel.median_ns:
-        return None
-    return max(_least_s(kernel.flops, kernel.moved_bytes, ceiling)) / (kernel.median_ns / 1e9)
+    return _share(kernel.flops, kernel.moved_bytes, kernel.median_ns, ceiling)
 
 
 def ceiling_for(ceilings: Iterable[Ceiling], target: str, device: str = "") -> Ceiling | None:
@@ -79,5 +86,37 @@ def ceiling_for(ceilings: Iterable[Ceiling], target: str, device: str = "") -> C
     return None
 
 
+def limited(table: KernelTable, ceilings: Sequence[Ceiling], target: str) -> KernelTable:
+    """The table with the limit of each kernel.
+
+    Args:
+        table: Of the target.
+        ceilings: Of the machine.
+        target: As written by ``str(Target)``.
+    """
+    kernels = []
+    for kernel in table.kernels:
+        ceiling = ceiling_for(ceilings, target, kernel.device)
+        limit = classify(kernel, ceiling) if ceiling else None
+        kernels.append(msgspec.structs.replace(kernel, limit=limit or ""))
+    return msgspec.structs.replace(table, kernels=tuple(kernels))
+
+
+def limited_unit(unit: Unit, ceilings: Sequence[Ceiling]) -> Unit:
+    """The unit with its limit on each target."""
+    costs = {}
+    for target, cost in unit.costs.items():
+        ceiling = ceiling_for(ceilings, target)
+        limit = classify_work(unit.flops, unit.moved_bytes, cost.median_ns, ceiling) if ceiling else None
+        costs[target] = msgspec.structs.replace(cost, limit=limit or "")
+    return msgspec.structs.replace(unit, costs=costs)
+
+
 def _least_s(flops: int, moved_bytes: int, ceiling: Ceiling) -> tuple[float, float]:
     return flops / ceiling.flops_per_s, moved_bytes / ceiling.bytes_per_s
+
+
+def _share(flops: int | None, moved_bytes: int | None, median_ns: int, ceiling: Ceiling) -> float | None:
+    if flops is None or moved_bytes is None or not median_ns:
+        return None
+    return max(_least_s(flops, moved_bytes, ceiling)) / (median_ns / 1e9)

@@ -85,6 +85,8 @@ class KernelCost(msgspec.Struct, frozen=True, kw_only=True):
         weight_bytes: Part of it that is weights.
         activation_bytes: Bytes it hands on; None where unknown.
         samples_ns: Durations of up to 20 instrumented runs, the same runs for every kernel of a table.
+        limit: What limits it, by the ceilings of the profile: ``compute``, ``memory``, ``overhead``, or empty
+            where that is not known; see :mod:`hal.profiling.roofline`.
     """
 
     name: str
@@ -102,6 +104,7 @@ class KernelCost(msgspec.Struct, frozen=True, kw_only=True):
     weight_bytes: int = 0
     activation_bytes: int | None = None
     samples_ns: tuple[int, ...] = ()
+    limit: str = ""
 
     @property
     def flops_per_s(self) -> float | None:
@@ -318,12 +321,14 @@ class UnitCost(msgspec.Struct, frozen=True, kw_only=True):
         p10_ns: 10th percentile.
         p90_ns: 90th percentile.
         n: Runs.
+        limit: What limits it there, as for :class:`KernelCost`.
     """
 
     median_ns: int
     p10_ns: int
     p90_ns: int
     n: int
+    limit: str = ""
 
 
 class Unit(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import shutil
@@ -44,7 +45,7 @@ class Server:
         self._handles = itertools.count()
         self._handlers: dict[type, Callable[[Any], Any]] = {
             messages.Open: self._open,
-            messages.Discover: lambda _: tuple(self.backend.discover()),
+            messages.Discover: lambda _: self._discover(),
             messages.Options: lambda r: tuple(self.backend.options(r.device)),
             messages.Capability: lambda r: dict(
                 self.backend.capability(r.device, self._graph(r.model), r.precision)
@@ -103,6 +104,14 @@ class Server:
         return messages.Opened(
             self._backend.name, self._backend.api_version, _abilities(self._backend, BACKEND_ABILITIES)
         )
+
+    def _discover(self) -> tuple[contract.Device, ...]:
+        found = tuple(self.backend.discover())
+        # The libraries are loaded now and stay: collections before warm-ups need not look through their
+        # objects each time (100 ms with PyTorch).
+        gc.collect()
+        gc.freeze()
+        return found
 
     def _graph(self, model: messages.Model) -> Graph:
         if model.digest not in self._graphs:

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from hal import plugins
+from hal.backend import Configuration, Device, Executable
+from hal.graph.model import Graph
 from hal.profiling import discover
-from hal.profiling.chain import CHAIN, Stage, along, chain_ref
+from hal.profiling.chain import CHAIN, ChainBackend, Stage, along, chain_ref
 from hal.profiling.links import measure_links
 from hal.tensor import as_numpy
 from hal.testing import example_inputs, small_graph, true_outputs
@@ -49,3 +51,21 @@ def test_answers_are_right_when_tensors_pass_through_all_backends(ends: list[Sta
         for _ in range(5):
             expected = true_outputs(graph, expected)
         np.testing.assert_allclose(as_numpy(executable.run(inputs)[0]), expected[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("n_stages", "spinning"), [(1, True), (2, False)])
+def test_idle_threads_do_not_spin_when_backends_share_a_process(
+    ends: list[Stage], n_stages: int, spinning: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stage,) = [end for end in ends if end.name.endswith("/onnxruntime")]
+    chain = ChainBackend([stage] * n_stages)
+    compiled: list[Configuration] = []
+    compile_graph = chain.backends[0].compile
+
+    def noted(device: Device, graph: Graph, configuration: Configuration) -> Executable:
+        compiled.append(configuration)
+        return compile_graph(device, graph, configuration)
+
+    monkeypatch.setattr(chain.backends[0], "compile", noted)
+    chain.compile(CHAIN, small_graph("scalar"), along("fp32", tuple(range(n_stages)))).close()
+    assert [one.option("spinning", True) for one in compiled] == [spinning] * n_stages

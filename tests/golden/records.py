@@ -61,6 +61,7 @@ def kernel(
     *,
     flops: int | None = None,
     moved_bytes: int | None = None,
+    limit: str = "",
 ) -> KernelCost:
     return KernelCost(
         name=name,
@@ -74,6 +75,7 @@ def kernel(
         n=50,
         flops=flops,
         moved_bytes=moved_bytes,
+        limit=limit,
     )
 
 
@@ -148,9 +150,9 @@ KERNELS = KernelTable(
     kernels=(
         kernel("Conv_3", 61_000, ("/conv2/Conv", "/bn2/BatchNormalization", "/relu2/Relu"),
                ("Conv", "BatchNormalization", "Relu"), "jit_avx512_f32",
-               flops=4_600_000, moved_bytes=300_000),
+               flops=4_600_000, moved_bytes=300_000, limit="compute"),
         kernel("MatMul_9", 20_000, ("/head/Gemm",), ("Gemm",), "gemm_mlas_f32",
-               flops=33_000, moved_bytes=260_000),
+               flops=33_000, moved_bytes=260_000, limit="memory"),
         kernel("Reorder_1", 4_000, (), (), "Reorder"),
         kernel("Softmax_10", 2_000, ("/Softmax",), ("Softmax",), "jit_softmax", flops=80, moved_bytes=80),
     ),

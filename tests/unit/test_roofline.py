@@ -3,9 +3,16 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from hal.profiling.roofline import OVERHEAD_BELOW, ceiling_for, classify, share_of_roof
+from hal.profiling.roofline import (
+    OVERHEAD_BELOW,
+    ceiling_for,
+    classify,
+    limited,
+    limited_unit,
+    share_of_roof,
+)
 from hal.records.machine import Ceiling
-from hal.records.profile import KernelCost
+from hal.records.profile import KernelCost, KernelTable, Unit, UnitCost
 
 # 100 GFLOP/s and 10 GB/s: the roofs meet at 10 operations a byte.
 CEILING = Ceiling(
@@ -73,3 +80,33 @@ def test_ceiling_is_none_when_nothing_fits_the_target(target: str) -> None:
 
 def test_ceiling_is_none_when_a_roof_is_zero() -> None:
     assert ceiling_for([msgspec.structs.replace(CEILING, bytes_per_s=0.0)], "cpu:0/cpu/fp32") is None
+
+
+def test_limits_are_recorded_of_kernels_and_units() -> None:
+    target = "cpu:0/one/fp32"
+    ceiling = Ceiling(
+        device="cpu:0",
+        precision="fp32",
+        flops_per_s=1e9,
+        bytes_per_s=1e9,
+        compute_target=target,
+        copy_target=target,
+    )
+
+    def cost(name: str, flops: int | None, moved_bytes: int) -> KernelCost:
+        return KernelCost(
+            name=name, type="", nodes=(name,), ops=("Op",), device="", median_ns=1000, p10_ns=1000, p90_ns=1000, n=5,
+            flops=flops, moved_bytes=moved_bytes,
+        )  # fmt: skip
+
+    kernels = (cost("a", 900, 10), cost("b", 10, 900), cost("c", 10, 10), cost("d", None, 10))
+    table = KernelTable(kernels=kernels, total_ns=4000, unattributed_ns=0, instrumented_ns=4000)
+    found = limited(table, (ceiling,), target)
+    assert [kernel.limit for kernel in found.kernels] == ["compute", "memory", "overhead", ""]
+    assert [kernel.limit for kernel in limited(table, (), target).kernels] == [""] * 4
+    once = UnitCost(median_ns=1000, p10_ns=900, p90_ns=1100, n=5)
+    unit = Unit(
+        name="u", nodes=("a",), flops=900, moved_bytes=10, costs={target: once, "cpu:1/one/fp32": once}
+    )
+    limits = {name: one.limit for name, one in limited_unit(unit, (ceiling,)).costs.items()}
+    assert limits == {target: "compute", "cpu:1/one/fp32": ""}
