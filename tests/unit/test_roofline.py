@@ -95,8 +95,8 @@ def test_limits_are_recorded_of_kernels_and_units() -> None:
 
     def cost(name: str, flops: int | None, moved_bytes: int) -> KernelCost:
         return KernelCost(
-            name=name, type="", nodes=(name,), ops=("Op",), device="", median_ns=1000, p10_ns=1000, p90_ns=1000, n=5,
-            flops=flops, moved_bytes=moved_bytes,
+            name=name, type="", nodes=(name,), ops=("Op",), device="", median_ns=1000, p10_ns=1000,
+            p90_ns=1000, n=5, flops=flops, moved_bytes=moved_bytes,
         )  # fmt: skip
 
     kernels = (cost("a", 900, 10), cost("b", 10, 900), cost("c", 10, 10), cost("d", None, 10))
