@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hal.cli import options
-from hal.cli.output import emit, printable, say, show
+from hal.cli.output import emit, say, show
 from hal.cli.progress import shown
 from hal.cli.requests import default_output, read_request
 from hal.errors import HalError, ModelError, UserError
+from hal.escapes import printable
 
 if TYPE_CHECKING:
     from hal.profiling.divergence import Diff

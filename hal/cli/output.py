@@ -10,11 +10,11 @@ import contextlib
 import io
 import os
 import sys
-import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from hal.errors import StorageError
+from hal.escapes import printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -28,23 +28,9 @@ _LEAST_WIDTH = 20
 #: Most characters of one text: an error of a plugin may be megabytes long. Both ends say most.
 _LONGEST = 2000
 
-#: Unicode categories that are not printed as they are: controls, formats (text direction), surrogates,
-#: private use, unassigned, and separators of lines and paragraphs.
-_UNPRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
-
 
 class ReaderGone(Exception):
     """Whoever read stdout has closed it, as ``head`` does; not an error."""
-
-
-def printable(text: str) -> str:
-    r"""Escape what is not plain text, line feeds excepted: an escape character becomes ``\x1b``."""
-    return "".join(
-        character
-        if character == "\n" or unicodedata.category(character) not in _UNPRINTABLE
-        else character.encode("unicode_escape").decode("ascii")
-        for character in text
-    )
 
 
 def shortened(text: str, limit: int = _LONGEST) -> str:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from typing import Any
 
-#: Controls, formats (text direction), surrogates, private use, unassigned, line and paragraph separators.
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+from hal.escapes import printable
+
 #: Most characters of one text: an error of a plugin may be megabytes long. Both ends say most.
 _LONGEST = 2000
 
@@ -18,14 +17,7 @@ def visible(text: str) -> str:
     """
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]}…{text[-_LONGEST // 2 :]}"
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        c
-        if c == "\n" or unicodedata.category(c) not in _INVISIBLE
-        else c.encode("unicode_escape").decode("ascii")
-        for c in text
-    )
+    return printable(text)
 
 
 def all_visible(value: Any) -> Any:

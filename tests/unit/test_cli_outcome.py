@@ -16,7 +16,7 @@ import pytest
 from hal.cli import main
 from hal.cli.options import policy
 from hal.cli.outcome import guarded
-from hal.cli.output import ReaderGone, cell, console, emit, line, one_line, printable, say, shortened
+from hal.cli.output import ReaderGone, cell, console, emit, line, one_line, say, shortened
 from hal.cli.progress import StageLines, shown
 from hal.cli.signals import Signalled, ended_by, watching
 from hal.errors import (
@@ -27,6 +27,7 @@ from hal.errors import (
     StorageError,
     UserError,
 )
+from hal.escapes import printable
 from hal.sampling import Policy
 
 CALL = [sys.executable, "-c", "import sys; from hal.cli import main; sys.exit(main())"]
