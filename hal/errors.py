@@ -58,6 +58,14 @@ class UnlikeProfiles(UserError, ValueError):
     """Two profiles were measured under unlike conditions."""
 
 
+class ProblemError(UserError, ValueError):
+    """A placement problem's arrays do not fit together."""
+
+
+class Infeasible(UserError, ValueError):
+    """No plan keeps all constraints; the text says which cannot hold and by how much."""
+
+
 class OutputExists(UserError, FileExistsError):
     """Writing would overwrite a file."""
 

@@ -10,7 +10,7 @@ import msgspec
 
 import hal
 from hal.backend import Target
-from hal.plan.units import remarks, units
+from hal.planning.units import remarks, units
 from hal.profiling.discovery import Discovery
 from hal.profiling.machine import public
 from hal.profiling.privacy import scrub

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 import hal
 from hal import stats
 from hal.errors import TargetError, UnlikeProfiles, problems
-from hal.plan import units
+from hal.planning import units
 from hal.profiling.unlike import unlike
 from hal.records.comparison import (
     COMPARISON_SCHEMA_VERSION,

@@ -358,7 +358,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         facts: The model's nodes: work, bytes, modules; None in profiles of older versions.
-        units: In topological order, see :mod:`hal.plan.units`.
+        units: In topological order, see :mod:`hal.planning.units`.
         ceilings: Of the devices, measured once per environment.
         links: Handoffs between backends, measured once per environment.
     """

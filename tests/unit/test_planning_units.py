@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hal.plan.units import A, B, blocks, kernels_of, remarks, sum_of, sums_ns, units
+from hal.planning.units import A, B, blocks, kernels_of, remarks, sum_of, sums_ns, units
 from hal.records.facts import ModelFacts, NodeFact
 from hal.records.profile import KernelCost, KernelTable, Unit, UnitCost
 

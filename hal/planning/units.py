@@ -3,7 +3,7 @@
 How they are found:
 
 1. The nodes that a kernel of a table that defines units must have computed are joined, see
-   :mod:`hal.plan.anchors`; so is each Identity with what it passes on.
+   :mod:`hal.planning.anchors`; so is each Identity with what it passes on.
 2. Units must be convex: a path that leaves a unit must not come back. Contracting units that are not leaves
    cycles; the sets on a cycle become one unit.
 3. What is the same in each run, or folded by every target, belongs to no unit, unless a kernel computes
@@ -22,8 +22,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 
 from hal import stats
-from hal.plan.anchors import Anchors
-from hal.plan.contraction import Edges, Joined, components, contracted, ordered
+from hal.planning.anchors import Anchors
+from hal.planning.contraction import Edges, Joined, components, contracted, ordered
 from hal.records.facts import ModelFacts, NodeFact
 from hal.records.profile import KernelCost, KernelTable, Unit, UnitCost
 
