@@ -3,7 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := torch cpu cuda openvino onnxruntime
+PLUGINS := torch cpu cuda openvino onnxruntime emulator
 EDITABLE := -e . $(foreach plugin,$(PLUGINS),-e plugins/$(plugin))
 SETTINGS := pyproject.toml constraints.txt requirements-test.txt requirements-models.txt \
             $(foreach plugin,$(PLUGINS),plugins/$(plugin)/pyproject.toml)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from hal.version import __version__
 
-__all__ = ["Profile", "__version__", "bench", "profile", "run"]
+__all__ = ["Plan", "Profile", "__version__", "bench", "choose", "plan", "profile", "run"]
 
 if TYPE_CHECKING:
+    from hal.choosing.choose import choose
+    from hal.choosing.planner import plan
     from hal.profiling import bench, profile, run
+    from hal.records.plan import Plan
     from hal.records.profile import Profile
 
 #: Where the public names live. They load on first use, so that ``import hal`` loads nothing.
@@ -17,6 +20,9 @@ _LAZY = {
     "profile": "hal.profiling",
     "bench": "hal.profiling",
     "run": "hal.profiling",
+    "plan": "hal.choosing.planner",
+    "choose": "hal.choosing.choose",
+    "Plan": "hal.records.plan",
     "Profile": "hal.records.profile",
 }
 

@@ -38,6 +38,7 @@ from hal.records.targets import (
 from hal.tensor import Tensor
 
 if TYPE_CHECKING:
+    from hal.clock import Clock
     from hal.graph.model import Graph
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "MemoryUse",
     "OptionSpec",
     "OptionValue",
+    "OwnClock",
     "Pending",
     "Placements",
     "Signature",
@@ -287,6 +289,16 @@ class Placements(Protocol):
 
 
 # --- Abilities of a backend ----------------------------------------------------------------------
+
+
+@runtime_checkable
+class OwnClock(Protocol):
+    """Backends whose devices live in a time of their own, all by one clock (emulators)."""
+
+    @property
+    def clock(self) -> Clock:
+        """The devices' clock. To look at it is to wait for all that was begun."""
+        ...
 
 
 @runtime_checkable

@@ -62,6 +62,10 @@ class ProblemError(UserError, ValueError):
     """A placement problem's arrays do not fit together."""
 
 
+class PlanError(UserError, ValueError):
+    """A plan does not fit its model or this machine, so it cannot be carried out."""
+
+
 class Infeasible(UserError, ValueError):
     """No plan keeps all constraints; the text says which cannot hold and by how much."""
 

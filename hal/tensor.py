@@ -219,8 +219,8 @@ def host_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Any]) -> list[Arr
     Raises:
         InputError: Wrong count, type, shape or byte order; every input that does not fit is named.
     """
-    wanted = ", ".join(str(spec) for spec in specs) or "none"
     if len(tensors) != len(specs):
+        wanted = ", ".join(str(spec) for spec in specs) or "none"
         missing = [repr(spec.name) for spec in specs[len(tensors) :]]
         what = f"{', '.join(missing)} missing" if missing else f"{len(tensors) - len(specs)} too many"
         raise InputError(f"{len(tensors)} inputs were given, {what}; expected {len(specs)}: {wanted}")

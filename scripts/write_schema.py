@@ -1,4 +1,4 @@
-"""Writes docs/profile.schema.json again: python -m scripts.write_schema, when a record has changed."""
+"""Writes docs/*.schema.json again: python -m scripts.write_schema, when a record has changed."""
 
 from __future__ import annotations
 
@@ -7,20 +7,29 @@ from pathlib import Path
 
 import msgspec
 
+from hal.records.plan import PLAN_SCHEMA_VERSION, Plan
 from hal.records.profile import SCHEMA_VERSION, Profile
 
-PLACE = Path(__file__).parents[1] / "docs" / "profile.schema.json"
+_DOCS = Path(__file__).parents[1] / "docs"
+PLACE = _DOCS / "profile.schema.json"
+PLAN_PLACE = _DOCS / "plan.schema.json"
 
 
 def schema() -> str:
     """JSON Schema (draft 2020-12) of a profile's file, as msgspec derives it from the records."""
-    made = {
-        "title": f"A profile of hal, version {SCHEMA_VERSION} of the format",
-        **msgspec.json.schema(Profile),
-    }
-    return json.dumps(made, indent=1) + "\n"
+    return _written(f"A profile of hal, version {SCHEMA_VERSION} of the format", Profile)
+
+
+def plan_schema() -> str:
+    """JSON Schema of a plan's file."""
+    return _written(f"A plan of hal, version {PLAN_SCHEMA_VERSION} of the format", Plan)
+
+
+def _written(title: str, record: type[msgspec.Struct]) -> str:
+    return json.dumps({"title": title, **msgspec.json.schema(record)}, indent=1) + "\n"
 
 
 if __name__ == "__main__":
-    PLACE.write_text(schema())
-    print(f"wrote {PLACE.name}")
+    for place, text in ((PLACE, schema()), (PLAN_PLACE, plan_schema())):
+        place.write_text(text)
+        print(f"wrote {place.name}")

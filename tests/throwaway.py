@@ -44,6 +44,10 @@ class Plugins:
         self._names.append(name)
         self._restrict()
 
+    def replace(self, name: str, source: str) -> None:
+        """Give an installed plugin another source, as an upgrade that keeps its version would."""
+        (self.folder / f"hal_{name}_module.py").write_text(source)
+
     def add_fake(self, name: str, **configuration: Any) -> None:
         """Install a plugin that is a FakeBackend."""
         configuration = {"name": name, **configuration}

@@ -1,1 +1,1 @@
-"""Choosing a plan by measuring the finalists."""
+"""Plans: predicted from a profile, or chosen by measuring the finalists."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hal.cli import options
+from hal.cli.compare_plans import compare_plan_files, is_plan
 from hal.cli.output import emit, show
 from hal.cli.progress import shown
 from hal.cli.requests import read_request
@@ -29,10 +30,11 @@ def compare(
     a: Annotated[
         str,
         typer.Argument(
-            metavar="A", help="A profile (file or id from hal profiles list); with --targets also a model."
+            metavar="A",
+            help="A profile (file or id from hal profiles list) or a plan; with --targets also a model.",
         ),
     ],
-    b: Annotated[str | None, typer.Argument(metavar="B", help="The profile that is compared with A.")] = None,
+    b: Annotated[str | None, typer.Argument(metavar="B", help="What is compared with A.")] = None,
     target: Annotated[
         list[str] | None,
         typer.Option("--target", metavar="PATTERN", help="Only these targets of both profiles. Repeatable."),
@@ -58,13 +60,17 @@ def compare(
     time_s: options.TimeS = None,
     json: options.Json = False,
 ) -> int:
-    """Compare two profiles, or two targets of one, end to end and layer by layer.
+    """Compare two profiles, two targets of one layer by layer, or two plans.
 
     A model in place of a profile is measured first, both targets in turn. Nothing is called faster unless
     the 95% interval of the ratio excludes 1. Exit code 1 where nothing could be compared, or B fails
     --fail-if-slower.
     """
     limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
+    if b is not None and is_plan(a) and is_plan(b):
+        measuring = dict(zip(_OF_MEASURING, (shape, input, time_s), strict=True))
+        _refuse({"--target": target, "--targets": targets, **measuring}, "two plans")
+        return compare_plan_files(a, b, anyway=anyway, limit=limit, json=json)
     if targets is not None:
         _refuse({"a second profile B": b, "--target": target, "--anyway": anyway}, "--targets")
         found = _two_targets(a, targets, shape, input, time_s)

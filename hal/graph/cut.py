@@ -176,20 +176,33 @@ class Cutter:
         """
         return self._cut(self.ancestors(outputs), outputs, {}, name=f"{self.graph.name}_prefix")
 
-    def part(self, nodes: Collection[str], outputs: Sequence[str]) -> Graph:
+    def part(self, nodes: Collection[str], outputs: Sequence[str], *, storable: bool = True) -> Graph:
         """These nodes alone, with inputs for what they read from others.
 
         Weights stay weights. Small values that are the same in each run (shapes, limits) become weights, and
         nodes that compute larger ones from weights (dequantization) come along. So do nodes whose results
-        cannot be inputs, such as sequences. An input of a type that numpy's files do not hold (bfloat16) is
-        given as a wider one and cast.
+        cannot be inputs, such as sequences.
 
         Args:
             nodes: Names of nodes.
             outputs: Names out of :attr:`values` that the nodes compute, each once.
+            storable: Give inputs of types that numpy's files do not hold (bfloat16) as wider ones that are
+                cast; else they keep the graph's types.
 
         Raises:
             ValueError: One of the outputs cannot be an output.
+        """
+        taken, constants = self.along(nodes)
+        return self._cut(taken, outputs, constants, name=f"{self.graph.name}_part", make_storable=storable)
+
+    def along(
+        self, nodes: Collection[str], homeless: Collection[str] = ()
+    ) -> tuple[set[str], Mapping[str, Array]]:
+        """What :meth:`part` makes of nodes: they, those that come along, and the values that become weights.
+
+        Args:
+            nodes: Names of nodes.
+            homeless: Nodes that come along wherever one of their results is read.
         """
         taken, constants = set(nodes), {}
         waiting = list(taken)
@@ -201,11 +214,26 @@ class Cutter:
                 constant = self._known.constant(self._values[value])
                 if constant is not None:
                     constants[value] = constant
-                elif self._known.is_fixed(self._values[value]) or not self._is_plain(value):
+                elif (
+                    producer in homeless
+                    or self._known.is_fixed(self._values[value])
+                    or not self._is_plain(value)
+                ):
                     taken.add(producer)
                     waiting.append(producer)
-        constants = {value: a for value, a in constants.items() if self._producers[value] not in taken}
-        return self._cut(taken, outputs, constants, name=f"{self.graph.name}_part", make_storable=True)
+        return taken, {value: a for value, a in constants.items() if self._producers[value] not in taken}
+
+    def constant(self, value: str) -> Array | None:
+        """A weight, or the value of a ``Constant`` node; None for anything else."""
+        held = self._values[value]
+        if held.producer() is not None and self.graph.nodes[self._producers[value]].op_type != "Constant":
+            return None
+        tensor = ir.convenience.get_const_tensor(held)
+        return None if tensor is None else tensor.numpy()
+
+    def is_sized(self, value: str) -> bool:
+        """Whether type and sizes of a value are known, as they must be at the ends of a compiled part."""
+        return self._is_plain(value) and self._known.shape(self._values[value]) is not None
 
     def _is_plain(self, value: str) -> bool:
         held = self._values[value]

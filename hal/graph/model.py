@@ -51,12 +51,20 @@ class Graph:
         self._path = path
 
     @classmethod
-    def load(cls, source: str | Path | bytes | onnx.ModelProto | ir.Model, *, name: str = "") -> Graph:
+    def load(
+        cls,
+        source: str | Path | bytes | onnx.ModelProto | ir.Model,
+        *,
+        name: str = "",
+        has_weights: bool = True,
+    ) -> Graph:
         """Read a model.
 
         Args:
             source: A file, its bytes, or a model object.
             name: Shown instead of the file's stem.
+            has_weights: False for planning, which needs shapes and not weights: external data is neither read
+                nor has to be there, and the digest tells only where it would be. Such a graph cannot run.
 
         Raises:
             ModelError: The file is missing, empty, damaged, not ONNX, too new, or refers to external
@@ -71,8 +79,8 @@ class Graph:
         else:
             path = Path(source)
             proto, base, stem = reading.read(path), path.parent.resolve(), path.stem
-        reading.check(proto, base, stem)
-        digest = _digest(proto, base)
+        reading.check(proto, base, stem, has_weights=has_weights)
+        digest = _digest(proto, base if has_weights else None)
         # onnx-ir raises many kinds of errors, its own and built-in ones, for files that pass the checks
         # above and are still no models. All mean the same to the caller.
         try:
@@ -205,8 +213,9 @@ class Graph:
         """The whole model, weights inside.
 
         Raises:
-            ModelError: It is larger than protobuf can hold.
+            ModelError: It is larger than protobuf can hold, or its weights are absent.
         """
+        self._need_weights()
         if self.weight_bytes > (2 << 30) - (64 << 20):
             raise ModelError(
                 f"model {self.name!r} has {self.weight_bytes} bytes of weights; protobuf holds less "
@@ -214,11 +223,22 @@ class Graph:
             )
         # Serialising external tensors keeps the reference; reading them in needs a copy.
         model = self.model.clone()
-        ir.external_data.load_to_model(model)
+        for value in [value for graph in model.graphs() for value in graph.initializers.values()]:
+            # A clone shares its tensors with this graph and its parts, which may still read the file.
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(
+                    value.const_value.numpy().copy(), value.const_value.dtype, name=value.name
+                )
         return ir.serde.serialize_model(model)
 
     def save(self, folder: Path) -> Path:
-        """Write ``model.onnx`` (and ``model.data`` for large weights) into a folder; the file's path."""
+        """Write ``model.onnx`` (and ``model.data`` for large weights) into a folder; the file's path.
+
+        Raises:
+            ModelError: Its weights are absent.
+            StorageError: The folder cannot be written to.
+        """
+        self._need_weights()
         path = folder / "model.onnx"
         external = "model.data" if self.weight_bytes > _EXTERNAL_ABOVE_BYTES else None
         try:
@@ -232,6 +252,15 @@ class Graph:
                 f"working folder: {error.strerror or error}; free some space or set TMPDIR"
             ) from error
         return path
+
+    def _need_weights(self) -> None:
+        for value in self.model.graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor) and not Path(tensor.path).is_file():
+                raise ModelError(
+                    f"model {self.name!r} was read for planning, without its weights: {tensor.location!r}, "
+                    f"which holds {str(value.name)!r}, is not there; put it beside the model to run it"
+                )
 
     def file(self) -> Path:
         """The model as a file, written on first need; it lives as long as this object."""

@@ -104,8 +104,14 @@ def parse(data: bytes, what: str) -> onnx.ModelProto:
     return proto
 
 
-def check(proto: onnx.ModelProto, base: Path | None, name: str) -> None:
+def check(proto: onnx.ModelProto, base: Path | None, name: str, *, has_weights: bool = True) -> None:
     """Everything that can be said of a model before any runtime sees it.
+
+    Args:
+        proto: The model.
+        base: The folder of its external data; None where it came as bytes.
+        name: Names it in errors.
+        has_weights: Whether its external data must be there.
 
     Raises:
         ModelError: Names all problems at once: versions, unknown operators, dangling names, external
@@ -118,7 +124,7 @@ def check(proto: onnx.ModelProto, base: Path | None, name: str) -> None:
         *_wiring_problems(proto.graph, set()),
         *_size_problems(proto.graph),
     ]
-    for tensor in external_tensors(proto):
+    for tensor in external_tensors(proto) if has_weights else ():
         problem = _external_problem(tensor, base)
         if problem:
             found.append(problem)

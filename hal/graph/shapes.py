@@ -9,6 +9,7 @@ with the results.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -177,6 +178,8 @@ class Walk:
         if tensor is None:  # strings, sparse tensors
             return
         self.set(value, tensor.dtype, tensor.shape.numpy())
+        if isinstance(tensor, ir.ExternalTensor) and not os.path.isfile(tensor.path):
+            return  # read for planning, without its weights
         if tensor.size <= MAX_ELEMENTS and tensor.dtype != ir.DataType.STRING:
             self.found._constants[value] = tensor.numpy()
 

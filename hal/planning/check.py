@@ -2,34 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from hal.planning import violations
 from hal.planning.compiled import compiled
 from hal.planning.evaluate import Values, walk
-from hal.planning.flat import Flat, flat
+from hal.planning.flat import CHARGE_TARGET, Flat, flat
 from hal.planning.problem import Assignment, Floats, Ints, Problem, Small
-
-#: Share by which sums of floating-point numbers may pass a limit: rounding, not a violation.
-SLACK = 1e-9
-
-
-class Violation(NamedTuple):
-    """A constraint that does not hold.
-
-    Attributes:
-        constraint: ``order``, ``target``, ``memory``, ``error``, ``partitions``, ``partitions_per_target``,
-            ``same_device`` or ``start``.
-        amount: What the assignment has.
-        limit: What is allowed.
-        text: One sentence with the values.
-    """
-
-    constraint: str
-    amount: float
-    limit: float
-    text: str
+from hal.planning.violations import Violation as Violation
 
 
 class Checked(NamedTuple):
@@ -56,6 +39,9 @@ def check(problem: Problem, assignment: Assignment) -> Checked:
     """Values, memory and violations of an assignment."""
     f = flat(problem)
     target, partition = assignment.target, assignment.partition
+    found = _shape(problem, assignment)
+    if found:
+        return _nothing(problem, found)
     found = list(_static(problem, assignment))
     n_partitions = assignment.n_partitions
     starts, ends = np.empty(n_partitions), np.empty(n_partitions)
@@ -63,12 +49,8 @@ def check(problem: Problem, assignment: Assignment) -> Checked:
     leaves = np.zeros(problem.n_tensors)
     values = Values(*walk(f, target, partition, starts, ends, comes, leaves))
     if not np.isfinite(values.latency):
-        if not found:
-            found.append(
-                Violation("order", 1, 0, "the partitions do not run in an order that their tensors allow")
-            )
-        return Checked(values, np.full(problem.n_pools, np.inf), tuple(found))
-    peaks = _peaks(
+        return _nothing(problem, found)
+    peaks = peaks_of(
         f,
         problem.pool,
         problem.tensor_bytes,
@@ -83,74 +65,75 @@ def check(problem: Problem, assignment: Assignment) -> Checked:
         leaves,
     )
     found += [
-        Violation(
-            "memory",
-            float(peaks[pool]),
-            float(problem.capacity[pool]),
-            f"{problem.pool_names[pool]} needs {peaks[pool]:.0f} bytes; it has {problem.capacity[pool]:.0f}",
-        )
-        for pool in np.flatnonzero(peaks > problem.capacity * (1 + SLACK))
+        violations.memory(problem, pool, float(peaks[pool]))
+        for pool in range(problem.n_pools)
+        if violations.is_over(float(peaks[pool]), float(problem.capacity[pool]))
     ]
     return Checked(values, peaks, tuple(found))
 
 
-def _static(problem: Problem, assignment: Assignment) -> list[Violation]:
-    """What needs no times."""
+def _nothing(problem: Problem, found: list[Violation]) -> Checked:
+    """What an assignment that cannot be carried out is worth."""
+    return Checked(Values(np.inf, np.inf, np.inf), np.full(problem.n_pools, np.inf), tuple(found))
+
+
+def _shape(problem: Problem, assignment: Assignment) -> list[Violation]:
+    """Whether the numbers are numbers of targets and partitions at all; nothing else may be asked before."""
     target, partition = assignment.target, assignment.partition
     n = problem.n_units
-    units = np.arange(n)
-    found = []
     if len(target) != n or len(partition) != n:
-        text = f"it places {len(target)} units in {len(partition)} partitions; expected {n} of each"
-        return [Violation("target", len(target), n, text)]
+        return [violations.sizes(n, len(target), len(partition))]
     if target.min() < 0 or target.max() >= problem.n_targets:
-        text = f"targets are numbered {target.min()} to {target.max()}; expected 0 to {problem.n_targets - 1}"
-        return [Violation("target", float(target.max()), problem.n_targets - 1, text)]
-    sizes = np.bincount(partition) if partition.min() >= 0 else np.zeros(1)
-    if not sizes.all():
-        return [Violation("order", 1, 0, "partitions are not numbered from 0 without gaps")]
+        return [violations.range_of_targets(problem, int(target.min()), int(target.max()))]
+    if partition.min() < 0 or partition.max() >= n or not np.bincount(partition).all():
+        return [violations.gaps()]
+    return []
+
+
+def _static(problem: Problem, assignment: Assignment) -> Iterator[Violation]:
+    """What needs no times."""
+    target, partition = assignment.target, assignment.partition
+    n, n_partitions = problem.n_units, assignment.n_partitions
+    units = np.arange(n)
     for unit in np.flatnonzero(~problem.allowed[units, target])[:3]:
-        where = problem.target_names[target[unit]]
-        why = problem.reasons.get((int(unit), int(target[unit])), "it cannot compute it")
-        text = f"{problem.unit_names[unit]} is on {where}: {why}"
-        found.append(Violation("target", 1, 0, text))
-    first = np.full(len(sizes), -1)
+        yield violations.unsupported(problem, int(unit), int(target[unit]))
+    first = np.full(n_partitions, -1)
     first[partition[::-1]] = target[::-1]
-    if (first[partition] != target).any():
-        unit = int(np.flatnonzero(first[partition] != target)[0])
-        text = f"partition {partition[unit]} has units on {problem.target_names[target[unit]]} and on another"
-        found.append(Violation("target", 1, 0, text))
-    if problem.start == "unit" and len(sizes) < n:
-        text = f"{n} units share {len(sizes)} partitions; expected one each, because units start alone"
-        found.append(Violation("start", len(sizes), n, text))
+    for unit in np.flatnonzero(first[partition] != target)[:1]:
+        p = int(partition[unit])
+        yield violations.mixed(problem, p, int(target[unit]), int(first[p]))
+    made_by = problem.producer[problem.read_tensor]
+    made_in = np.where(made_by < 0, -1, partition[made_by])
+    read_in = partition[problem.read_unit]
+    against = np.flatnonzero(made_in > read_in)
+    if len(against):
+        at = int(against[0])
+        tensor, reader = int(problem.read_tensor[at]), int(problem.read_unit[at])
+        yield violations.order(problem, tensor, reader, int(made_in[at]), int(read_in[at]), len(against))
+    if problem.start == "unit" and n_partitions < n:
+        yield violations.start(n, n_partitions)
     error = float(problem.error[units, target].sum())
-    if error > problem.max_error * (1 + SLACK):
-        text = f"the error is {error:.6g}; at most {problem.max_error:.6g} is allowed"
-        found.append(Violation("error", error, problem.max_error, text))
+    if violations.is_over(error, problem.max_error):
+        yield violations.error(problem, error)
     if problem.start == "partition":
-        if 0 < problem.max_partitions < len(sizes):
-            text = f"there are {len(sizes)} partitions; at most {problem.max_partitions} are allowed"
-            found.append(Violation("partitions", len(sizes), problem.max_partitions, text))
+        if 0 < problem.max_partitions < n_partitions:
+            yield violations.partitions(problem, n_partitions)
         used = np.bincount(first, minlength=problem.n_targets)
         limit = problem.partitions_per_target
-        for at in np.flatnonzero((limit > 0) & (used > limit)):
-            text = f"{problem.target_names[at]} has {used[at]} partitions; at most {limit[at]} are allowed"
-            found.append(Violation("partitions_per_target", float(used[at]), float(limit[at]), text))
+        for b in np.flatnonzero((limit > 0) & (used > limit)):
+            yield violations.partitions_per_target(problem, int(b), int(used[b]))
     grouped = problem.same_device >= 0
     if grouped.any():
         groups = problem.same_device[grouped]
         owner = np.full(groups.max() + 1, -1)
         owner[groups[::-1]] = target[grouped][::-1]
         for unit in np.flatnonzero(grouped)[owner[groups] != target[grouped]][:3]:
-            where = problem.target_names[target[unit]]
-            other = problem.target_names[owner[problem.same_device[unit]]]
-            text = f"{problem.unit_names[unit]} is on {where}; units of its group are on {other}"
-            found.append(Violation("same_device", 1, 0, text))
-    return found
+            other = int(owner[problem.same_device[unit]])
+            yield violations.same_device(problem, int(unit), int(target[unit]), other)
 
 
 @compiled
-def _peaks(
+def peaks_of(
     f: Flat,
     pool: Ints,
     tensor_bytes: Ints,
@@ -180,10 +163,12 @@ def _peaks(
     size, where = np.empty(most), np.empty(most, np.int64)
     count = 0
     for p in range(n_partitions):
-        if workspace[p] > 0:
+        if workspace[p] > 0 and ends[p] > starts[p]:
             begin[count], end[count], size[count], where[count] = starts[p], ends[p], workspace[p], home[p]
             count += 1
     low, high = np.empty(n_pools), np.empty(n_pools)
+    # Partition that pays for a handoff, by reading target; with the charge "target" only the first does.
+    pays = np.full(f.time.shape[1], n_partitions, np.int64)
     for x in range(n_tensors):
         if tensor_bytes[x] == 0:
             continue
@@ -196,16 +181,22 @@ def _peaks(
             high[origin] = max(high[origin], leaves[x])
             if f.is_output[x]:
                 high[origin] = finish
+        if f.charge == CHARGE_TARGET:
+            for at in range(f.readers_at[x], f.readers_at[x + 1]):
+                b = target[f.readers[at]]
+                pays[b] = min(pays[b], partition[f.readers[at]])
         for at in range(f.readers_at[x], f.readers_at[x + 1]):
             reader = f.readers[at]
             p, b = partition[reader], target[reader]
             m = pool[b]
             low[m] = min(low[m], starts[p], comes[x, b])
             high[m] = max(high[m], ends[p])
-            if maker >= 0 and pool[target[maker]] != m:
+            if maker >= 0 and pool[target[maker]] != m and (f.charge != CHARGE_TARGET or pays[b] == p):
                 a = target[maker]
                 if not f.overlap or f.silicon[a] == f.silicon[b]:
                     high[pool[a]] = max(high[pool[a]], ends[p])
+        for at in range(f.readers_at[x], f.readers_at[x + 1]):
+            pays[target[f.readers[at]]] = n_partitions
         for m in range(n_pools):
             if high[m] > low[m]:
                 begin[count], end[count], size[count], where[count] = low[m], high[m], tensor_bytes[x], m

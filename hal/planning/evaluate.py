@@ -12,7 +12,7 @@ import numpy as np
 
 from hal.planning.compiled import compiled
 from hal.planning.flat import CHARGE_EDGE, CHARGE_TARGET, Flat, flat
-from hal.planning.problem import Assignment, Floats, Problem, Small
+from hal.planning.problem import Assignment, Floats, Ints, Problem, Small
 
 
 class Values(NamedTuple):
@@ -58,6 +58,20 @@ def members(partition: Small, n_partitions: int) -> tuple[Small, Small]:
 
 
 @compiled
+def sort(keys: Ints) -> None:
+    """Sort in place; most are few and nearly sorted, so insertion is quick."""
+    if len(keys) > 64:
+        keys.sort()
+        return
+    for at in range(1, len(keys)):
+        key, slot = keys[at], at
+        while slot and keys[slot - 1] > key:
+            keys[slot] = keys[slot - 1]
+            slot -= 1
+        keys[slot] = key
+
+
+@compiled
 def walk(
     f: Flat,
     target: Small,
@@ -88,7 +102,7 @@ def walk(
     send_free, send_load = np.zeros(n_silicons), np.zeros(n_silicons)
     receive_free, receive_load = np.zeros(n_silicons), np.zeros(n_silicons)
     silicon_load = np.zeros(n_silicons)
-    most_slots = max(1, f.slots.max())
+    most_slots = max(1, min(f.slots.max(), n_partitions))
     slot_free = np.zeros((n_silicons, most_slots))
     stamp = np.full(n_tensors, -1, np.int32)
     by_target = f.charge == CHARGE_TARGET
@@ -122,13 +136,7 @@ def walk(
                     longer = np.empty(2 * n_coming, np.int64)
                     longer[:n_coming] = coming
                     coming = longer
-                # In the order of the making partition, then of the tensor.
-                key = np.int64(q + 1) * n_tensors + x
-                slot = n_coming
-                while slot and coming[slot - 1] > key:
-                    coming[slot] = coming[slot - 1]
-                    slot -= 1
-                coming[slot] = key
+                coming[n_coming] = np.int64(q + 1) * n_tensors + x
                 n_coming += 1
             for at_made in range(f.made_at[unit], f.made_at[unit + 1]):
                 x = f.made[at_made]
@@ -139,6 +147,8 @@ def walk(
                         break
                 if is_wanted:
                     taken += f.send[x, b]
+        # In the order of the making partition, then of the tensor.
+        sort(coming[:n_coming])
         for number in range(n_coming):
             x = coming[number] % n_tensors
             q = coming[number] // n_tensors - 1
@@ -197,7 +207,7 @@ def walk(
                 arrived[x, b] = begin + long
         if f.slots[s] > 0:
             slot = 0
-            for other in range(1, f.slots[s]):
+            for other in range(1, min(f.slots[s], n_partitions)):
                 if slot_free[s, other] < slot_free[s, slot]:
                     slot = other
             ready = max(ready, slot_free[s, slot])

@@ -10,24 +10,27 @@ order fixed the machine is a max-plus linear system, so that longer durations ne
 Time has the unit of the problem (nanoseconds in hal's own problems), memory is in bytes, energy is time times
 power. An infinite time says that the target cannot compute the unit.
 
-What a partition costs. Partition p of target b, in this order: it waits until its inputs are there and until
-the partitions with lower numbers on its silicon have ended; then it takes::
+What a partition costs. Partition p of target b waits until its inputs are there and until its silicon has a
+free slot for it. Slots are given in the order of the numbers and are held while waiting: with one slot, p
+comes after all lower numbers on its silicon; with 0 slots nobody waits. Then p takes::
 
     call[b]
     + for each tensor it is charged for, made by another target or from outside:  receive[tensor, b]
-    + for each such tensor whose handoff does not overlap:                         transfer[tensor, a, b]
-    + for each tensor of another partition of the same target:                    transfer[tensor, b, b]
+    + for each such tensor of target a whose handoff does not overlap:             transfer[tensor, a, b]
+    + for each tensor it is charged for, of another partition of b itself:         transfer[tensor, b, b]
     + time[unit, b] of its units
     + for each of its tensors that another target reads, or that is an output:     send[tensor, b]
 
 and its tensors are there when it ends. A handoff between targets on different silicon, where ``overlap`` is
 set, runs beside the computing: it starts when the tensor is there and the ports and the link it needs are
-free, in the order of (reading partition, making partition, tensor), and takes ``transfer[tensor, a, b]``.
-Handoffs that take no time need no port.
+free, and takes ``transfer[tensor, a, b]``. Each port and link serves its handoffs in the order of (reading
+partition, making partition, tensor). A handoff that takes no time needs no port. What comes from outside is
+there from the beginning: it is received, never transferred.
 
-``charge`` says how often a tensor is handed over: for each reading unit (``edge``), once for each reading
-partition (``partition``), or once for each reading target (``target``: the first partition that reads it
-pays, later ones wait for it).
+``charge`` says how often a tensor is charged for: for each reading unit outside the partition that makes it
+(``edge``), once for each reading partition (``partition``), or once for each reading target (``target``: the
+reading partition with the lowest number pays, ``transfer[tensor, b, b]`` likewise). With ``target``, the
+others wait for the one handoff where it overlaps, and else only for the partition that makes the tensor.
 
 ``start`` is ``partition`` or ``unit``. With ``unit`` each unit is a call of its own: the partition numbers of
 all units differ, and are the order of the units.
@@ -35,18 +38,19 @@ all units differ, and are the order of the units.
 Objectives, all to be made small:
 
 * ``latency``: when the last partition has ended.
-* ``throughput``: the time between two requests of a pipeline, the largest load of any silicon (divided by its
-  slots), port or link; a load is the sum of all that the plan puts on it.
-* ``energy``: energy[unit, target] of all units, plus power[target] times the time of calls, sends, receives
-  and handoffs that it is charged for.
+* ``throughput``: the time between two requests of a pipeline, the largest load of any silicon (divided by
+  its slots; none where they are 0), port or link; a load is the sum of all that the plan puts on it.
+* ``energy``: energy[unit, target] of all units, plus power[b] times the time of the calls, sends, receives
+  and handoffs, overlapping or not, that partitions of b are charged for.
 * ``memory``: the highest use of each pool, summed over pools.
 
-Memory of a pool at a time: the weights of all units on its targets; of each partition that runs the largest
-workspace of its units; and tensors, each once, half-open from begin to end. A tensor begins where the
-partition that makes it starts, or the first handoff that brings it, or the first partition that reads it. It
-ends with the last partition of the pool that makes or reads it, with the last handoff out of the pool (of one
-that does not overlap: with the partition that reads it), and where it is an output, in the pool that makes
-it, with the request.
+Memory of a pool at a time: the weights of all units on its targets, always; of each partition that runs the
+largest workspace of its units; and tensors, each once, half-open from begin to end, so that what takes no
+time takes no memory. A tensor begins where the partition that makes it starts, or the first handoff that
+brings it to the pool, or the first partition that reads it there, whichever is first. It ends with the last
+of these: the partitions of the pool that make or read it; the overlapping handoffs out of the pool; the
+partitions that pay for a handoff out of the pool that does not overlap, even one that takes no time; and for
+an output, in the pool that makes it, the request.
 
 Source: DESIGN section 4 of the project; the charging and start rules are those of Tarnawski et al.,
 "Efficient Algorithms for Device Placement of DNN Graph Operators", NeurIPS 2020, and of Zhang et al.,
@@ -104,7 +108,7 @@ class Problem:
         error: float64[n, t]: adds up over units.
         capacity: float64[m]: bytes of each pool; infinite by default.
         slots: int[s]: partitions that a silicon runs at once, 1 by default; 0 for any number.
-        link: int[t, t]: handoffs of one link exclude each other; -1 (the default) for none.
+        link: int[t, t]: handoffs from a to b of one link exclude each other; -1 (the default) for none.
         same_device: int[n]: units of one group, numbered from 0, share a target; -1 (the default) for none.
         max_error: Highest sum of errors; infinite for any.
         max_partitions: Highest number of partitions; 0 for any. With ``start="unit"`` nothing is counted.
@@ -276,6 +280,7 @@ class Problem:
             ("read_tensor", 0, v),
             ("read_unit", 0, n),
             ("same_device", -1, n),
+            ("link", -1, t * t),
             ("slots", 0, 1 << 31),
             ("partitions_per_target", 0, 1 << 31),
         )
@@ -289,6 +294,10 @@ class Problem:
                 found.append(f"{name} holds a negative value or not a number; expected 0 or more")
             elif name not in ("time", "capacity") and np.isinf(value).any():
                 found.append(f"{name} holds an infinite value; expected a finite one")
+        if not self.max_error >= 0:
+            found.append(f"max_error is {self.max_error}; expected 0 or more")
+        if self.max_partitions < 0:
+            found.append(f"max_partitions is {self.max_partitions}; expected 0 for any number, or more")
         found += [
             f"{name} holds a negative value; expected 0 or more"
             for name in ("tensor_bytes", "weight_bytes", "workspace_bytes")
@@ -308,7 +317,7 @@ class Problem:
         if not found and len(self.order) < n:
             stuck = np.setdiff1d(np.arange(n), self.order)
             names = ", ".join(self.unit_names[at] for at in stuck[:5])
-            found.append(f"{len(stuck)} units lie on or behind a cycle, {names} among them; expected a DAG")
+            found.append(f"units on or behind a cycle: {len(stuck)}, {names} among them; expected a DAG")
         return found
 
 

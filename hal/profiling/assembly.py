@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import msgspec
 
-import hal
 from hal.backend import Target
 from hal.planning.units import remarks, units
 from hal.profiling.discovery import Discovery
@@ -20,6 +19,7 @@ from hal.profiling.sources import Subject
 from hal.records.facts import ModelFacts
 from hal.records.machine import Environment, MachineProfile
 from hal.records.profile import SCHEMA_VERSION, ModelInfo, Profile, TargetProfile
+from hal.version import __version__
 
 _REFERENCE = "onnx ReferenceEvaluator, heavy operators in float64"
 
@@ -60,7 +60,7 @@ def assemble(
     found = units(facts, tables)
     return Profile(
         schema_version=SCHEMA_VERSION,
-        hal_version=hal.__version__,
+        hal_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model=model,
         environment=environment,

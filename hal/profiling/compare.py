@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import hal
 from hal import stats
 from hal.errors import TargetError, UnlikeProfiles, problems
 from hal.planning import units
@@ -23,6 +22,7 @@ from hal.records.comparison import (
 from hal.records.facts import ModelFacts
 from hal.records.profile import KernelCost, KernelTable, Profile, TargetProfile, Timing, UnitCost
 from hal.stats import RatioEstimate
+from hal.version import __version__
 
 
 def compare_profiles(
@@ -66,7 +66,7 @@ def compare_profiles(
     )
     return Comparison(
         schema_version=COMPARISON_SCHEMA_VERSION,
-        hal_version=hal.__version__,
+        hal_version=__version__,
         a=_side(a, labels[0]),
         b=_side(b, labels[1]),
         targets=tuple(_compared(ours[name], theirs[name], facts, no_facts, paired=False) for name in names),
@@ -114,7 +114,7 @@ def compare_targets(profile: Profile, a: str, b: str, *, label: str = "A") -> Co
     side = _side(profile, label)
     return Comparison(
         schema_version=COMPARISON_SCHEMA_VERSION,
-        hal_version=hal.__version__,
+        hal_version=__version__,
         a=side,
         b=side,
         targets=(compared,),
@@ -175,7 +175,7 @@ def _compared(
     ]
     if a.policy != b.policy:
         notes.append("A and B were not measured for equally long (--time-s)")
-    end_to_end = _end_to_end(a.timing, b.timing, paired)
+    whole = end_to_end(a.timing, b.timing, paired=paired)
     missing = "; ".join(
         f"{side} has no kernel times{f' ({one.kernels_missing})' if one.kernels_missing else ''}"
         for side, one in (("A", a), ("B", b))
@@ -185,14 +185,14 @@ def _compared(
         return TargetComparison(
             a=a.target,
             b=b.target,
-            end_to_end=end_to_end,
+            end_to_end=whole,
             blocks_missing=missing or no_facts,
             notes=tuple(notes),
         )
     return TargetComparison(
         a=a.target,
         b=b.target,
-        end_to_end=end_to_end,
+        end_to_end=whole,
         blocks=_blocks(facts, a.kernels, b.kernels),
         a_kernels=_sum(a.kernels, facts),
         b_kernels=_sum(b.kernels, facts),
@@ -207,7 +207,14 @@ def _fault(target: TargetProfile, side: str) -> str:
     return f"{target.target} {told} in {side}{f': {target.reason}' if target.reason else ''}"
 
 
-def _end_to_end(a: Timing, b: Timing, paired: bool) -> Difference:
+def end_to_end(a: Timing, b: Timing, *, paired: bool) -> Difference:
+    """The difference of two targets' plain runs.
+
+    Args:
+        a: The baseline.
+        b: What is compared with it.
+        paired: Whether burst i of both ran in one round.
+    """
     ours, theirs = ([stats.median(burst) for burst in timing.bursts_ns if burst] for timing in (a, b))
     if not ours or not theirs:
         return difference(a.median_ns, b.median_ns, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from hal.graph.reference import ReferenceUnavailable, cached_reference
 from hal.profiling import environment
 from hal.profiling.assembly import assemble, merge, model_info
 from hal.profiling.discovery import Discovery, discover
-from hal.profiling.lane import Lane
+from hal.profiling.lane import Lane, interleave
 from hal.profiling.machine import measure_machine
 from hal.profiling.privacy import scrub
 from hal.profiling.progress import Progress, Silent
@@ -36,9 +35,9 @@ from hal.worker import Deadlines
 
 #: Memory a target's child is expected to take beside a multiple of the weights.
 #: Source: resident size of idle PyTorch, the largest of the runtimes tested (docs/measuring.md).
-_CHILD_BYTES = 500 << 20
+CHILD_BYTES = 500 << 20
 #: Copies of the weights a runtime may hold while it compiles: read, repacked, and one in transit.
-_WEIGHT_COPIES = 3
+WEIGHT_COPIES = 3
 
 
 #: Time for the reference. Source: the slowest real model tested takes 12 s (a decoder of 135 M parameters).
@@ -83,18 +82,29 @@ def profile(
         InputError: Inputs or shapes do not fit.
         TargetError: No target fits.
     """
-    job = _prepare(model, inputs, shapes, targets, policy, deadlines, compiled, kernels, progress)
+    job = prepare(model, inputs, shapes, targets, policy, deadlines, compiled, kernels, progress)
+    return profile_of(job, machine=machine, fresh=fresh)
+
+
+def profile_of(job: Job, *, machine: bool = True, fresh: bool = False) -> Profile:
+    """What :func:`profile` does once it is clear what is to be measured.
+
+    Args:
+        job: From :func:`prepare`.
+        machine: As for :func:`profile`.
+        fresh: As for :func:`profile`.
+    """
     here = environment.describe(job.discovery.installed)
     info = model_info(job.subject)
     recall = Recall(here)
-    known = {} if fresh else recall.targets(info, job.policy, kernels, job.targets)
+    known = {} if fresh else recall.targets(info, job.policy, job.kernels, job.targets)
     whole = recall.whole(known, job.targets)
     if whole is not None:
         return whole
     missing = [target for target in job.targets if str(target) not in known]
     found = facts(job.subject.graph)
     measured, notes = _measure_all(job, missing, found)
-    limits = _machine(job, recall, here, measure=machine and kernels, fresh=fresh)
+    limits = _machine(job, recall, here, measure=machine and job.kernels, fresh=fresh)
     results = merge(job.targets, measured, regrouped(known))
     record = assemble(info, found, job.discovery, here, results, limits, notes)
     recall.keep(record)
@@ -132,7 +142,7 @@ def bench(
         InputError: Inputs or shapes do not fit.
         TargetError: No target fits, or the baseline is not among them or could not be measured.
     """
-    job = _prepare(model, inputs, shapes, targets, policy, deadlines, compiled, False, progress)
+    job = prepare(model, inputs, shapes, targets, policy, deadlines, compiled, False, progress)
     names = [str(target) for target in job.targets]
     if baseline is not None and baseline not in names:
         raise TargetError(f"baseline {baseline!r} is not among the targets; these are {', '.join(names)}")
@@ -151,8 +161,18 @@ def bench(
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is to be measured, where and how."""
+class Job:
+    """What is to be measured, where and how.
+
+    Attributes:
+        subject: The model and its inputs.
+        discovery: Of this machine.
+        targets: To be measured.
+        policy: Of warm-up and sampling.
+        deadlines: Of the children's steps.
+        kernels: Whether to take kernel times.
+        progress: Told of what happens.
+    """
 
     subject: Subject
     discovery: Discovery
@@ -163,7 +183,7 @@ class _Job:
     progress: Progress
 
 
-def _prepare(
+def prepare(
     model: Any,
     inputs: Any,
     shapes: Mapping[str, Sequence[int]] | None,
@@ -173,16 +193,17 @@ def _prepare(
     compiled: bool,
     kernels: bool,
     progress: Progress | None,
-) -> _Job:
+) -> Job:
+    """Read the model and find the targets; the arguments are those of :func:`profile`."""
     progress = progress or Silent()
     subject = resolve(model, inputs, shapes=shapes)
     discovery = discover(progress=progress, deadlines=deadlines)
     chosen = discovery.targets(targets, compiled=compiled)
-    return _Job(subject, discovery, chosen, policy or Policy(), deadlines, kernels, progress)
+    return Job(subject, discovery, chosen, policy or Policy(), deadlines, kernels, progress)
 
 
 def _machine(
-    job: _Job, recall: Recall, here: Environment, *, measure: bool, fresh: bool
+    job: Job, recall: Recall, here: Environment, *, measure: bool, fresh: bool
 ) -> MachineProfile | None:
     """Ceilings and links: from the store, else measured once for this environment."""
     found = None if fresh and measure else recall.machine()
@@ -193,10 +214,10 @@ def _machine(
 
 
 def _measure_all(
-    job: _Job, targets: Sequence[Target], found: ModelFacts
+    job: Job, targets: Sequence[Target], found: ModelFacts
 ) -> tuple[dict[str, TargetProfile], list[str]]:
     """What was measured, by target, and what to note."""
-    reference, reference_note = _reference(job.subject, job.progress)
+    reference, reference_note = reference_of(job.subject, job.progress)
     notes = [reference_note] if reference_note else []
     groups = list(_groups(targets, job.subject))
     if len(groups) > 1:
@@ -211,7 +232,7 @@ def _measure_all(
 
 
 def _measure(
-    job: _Job,
+    job: Job,
     number: int,
     group: Sequence[Target],
     reference: Sequence[Array] | None,
@@ -232,7 +253,7 @@ def _measure(
             lane.start(subject)
             if reference is not None:
                 lane.judge(reference, subject.graph)
-        _interleave(lanes, progress)
+        interleave(lanes, progress)
         for lane in lanes:
             lane.read_memory()
             lane.read_energy()
@@ -249,26 +270,16 @@ def _measure(
         return lanes
 
 
-def _interleave(lanes: Sequence[Lane], progress: Progress) -> None:
-    """Bursts in turn, in a new random order each round, until each lane has enough."""
-    progress.stage("measuring, all targets in turn")
-    order = random.Random(0)
-    while waiting := [lane for lane in lanes if not lane.done]:
-        order.shuffle(waiting)
-        for lane in waiting:
-            lane.burst()
-        progress.advance(sum(lane.done for lane in lanes), len(lanes))
-
-
 def _groups(targets: Sequence[Target], subject: Subject) -> Iterator[Sequence[Target]]:
     """Targets that fit into memory together."""
-    each = _CHILD_BYTES + _WEIGHT_COPIES * subject.graph.weight_bytes
+    each = CHILD_BYTES + WEIGHT_COPIES * subject.graph.weight_bytes
     at_once = max(int(host.available_memory_bytes() * 0.8) // each, 1)
     for start in range(0, len(targets), at_once):
         yield targets[start : start + at_once]
 
 
-def _reference(subject: Subject, progress: Progress) -> tuple[list[Array] | None, str]:
+def reference_of(subject: Subject, progress: Progress) -> tuple[list[Array] | None, str]:
+    """The reference's outputs by position, or None and why there are none."""
     progress.stage("computing the reference")
     graph = subject.graph
     try:

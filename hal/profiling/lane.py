@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from hal.graph.model import Graph
 from hal.profiling import energy, judge
 from hal.profiling.kernels import table
 from hal.profiling.privacy import scrub
+from hal.profiling.progress import Progress
 from hal.profiling.sources import Subject
 from hal.records.facts import ModelFacts
 from hal.records.profile import (
@@ -339,6 +341,17 @@ class Lane:
         if self._backend is None:
             raise BackendError(f"{self.target} has no process; start it first")
         return self._backend
+
+
+def interleave(lanes: Sequence[Lane], progress: Progress) -> None:
+    """Bursts in turn, in a new random order each round, until each lane has enough."""
+    progress.stage("measuring, all in turn")
+    order = random.Random(0)
+    while waiting := [lane for lane in lanes if not lane.done]:
+        order.shuffle(waiting)
+        for lane in waiting:
+            lane.burst()
+        progress.advance(sum(lane.done for lane in lanes), len(lanes))
 
 
 def _thinned(durations: Sequence[int]) -> tuple[int, ...]:

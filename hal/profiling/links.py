@@ -14,12 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from onnx import TensorProto, helper
 
 from hal import stats
 from hal.errors import HalError
 from hal.graph.model import Graph
+from hal.profiling import switching
 from hal.profiling.chain import CHAIN, HOST, Stage, along, chain_ref
 from hal.profiling.privacy import scrub
 from hal.profiling.progress import Progress, Silent
@@ -151,6 +153,7 @@ def handoff(n_bytes: int, whole: Sequence[float], parts: Sequence[Sequence[float
         p10_ns=round(stats.percentile(beyond, 10)),
         p90_ns=round(stats.percentile(beyond, 90)),
         n=len(beyond),
+        alone_ns=tuple(round(stats.median(alone)) for alone in parts),
     )
 
 
@@ -178,7 +181,8 @@ def _measure(pair: Pair, chain: WorkerBackend | HalError, graphs: dict[int, Grap
         if isinstance(chain, HalError):
             raise chain
         for n_bytes, graph in graphs.items():
-            for route, found in _rounds(chain, pair.routes, graph, n_bytes).items():
+            inputs = [_values(n_bytes)]
+            for route, found in _rounds(chain, pair.routes, graph, inputs, n_bytes).items():
                 points[route].append(found)
     except HalError as error:  # costs this pair; sizes that were measured before stand
         reason = scrub(error.message)
@@ -186,22 +190,42 @@ def _measure(pair: Pair, chain: WorkerBackend | HalError, graphs: dict[int, Grap
         if points[pair.routes[0]]:
             reason = f"from {format_bytes(at)} on: {reason}"
         _log.warning("link %s: %s", " - ".join(stage.name for stage in pair.stages), error)
-    for route in pair.routes:
-        yield Link(
+    links = [
+        Link(
             source=route.source,
             destination=route.destination,
             same_silicon=pair.same_silicon,
             points=tuple(points[route]),
             reason=reason,
         )
+        for route in pair.routes
+    ]
+    if isinstance(chain, WorkerBackend) and not reason:
+        links = _with_switches(links, pair.routes, chain)
+    yield from links
+
+
+def _with_switches(links: Sequence[Link], routes: Sequence[Route], chain: WorkerBackend) -> list[Link]:
+    """Links with what alternating costs; without it where that cannot be measured."""
+    between = [route for route in routes if HOST not in (route.source, route.destination)]
+    try:
+        found = _rounds(chain, between, switching.graph(), [switching.values()], switching.N_BYTES)
+    except HalError as error:
+        _log.warning("switches on %s: %s", routes[0].destination, error)
+        return list(links)
+    return [
+        msgspec.structs.replace(link, switch_ns=switching.switch_ns(link, found[route]))
+        if route in found
+        else link
+        for route, link in zip(routes, links, strict=True)
+    ]
 
 
 def _rounds(
-    chain: WorkerBackend, routes: Sequence[Route], graph: Graph, n_bytes: int
+    chain: WorkerBackend, routes: Sequence[Route], graph: Graph, inputs: Sequence[Array], n_bytes: int
 ) -> dict[Route, Handoff]:
     """Bursts of every path in turn, in a new random order each round."""
     paths = dict.fromkeys(path for route in routes for path in (*route.parts, route.whole))
-    inputs = [_values(n_bytes)]
     executables: dict[tuple[int | str, ...], WorkerExecutable] = {}
     taken: dict[tuple[int | str, ...], list[float]] = {path: [] for path in paths}
     try:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 import msgspec
 
-import hal
 from hal import plugins
 from hal.profiling import environment
 from hal.profiling.ceilings import measure_ceilings
@@ -18,6 +17,7 @@ from hal.profiling.privacy import scrub
 from hal.profiling.progress import Progress
 from hal.records.machine import MACHINE_SCHEMA_VERSION, MachineProfile
 from hal.records.targets import Configuration, Device, Target
+from hal.version import __version__
 from hal.worker import Deadlines
 
 _S = 1_000_000_000
@@ -56,7 +56,7 @@ def measure_machine(
     found = measure_links(ends, deadlines=deadlines, progress=progress) if links else ()
     return MachineProfile(
         schema_version=MACHINE_SCHEMA_VERSION,
-        hal_version=hal.__version__,
+        hal_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment.describe(discovery.installed),
         devices=tuple(public(device) for _, device in discovery.devices),

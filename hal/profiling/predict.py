@@ -24,7 +24,8 @@ from hal.records.kernels import KernelRecord
 from hal.records.machine import Ceiling, Environment
 from hal.records.profile import Profile
 
-_DEMO = "demo:"
+#: What names of the demo models begin with.
+DEMO = "demo:"
 #: Newest profiles that are read whole. Of older ones the kernels alone count.
 #: Source: reading one takes about 10 ms, and nobody waits longer than a second gladly.
 _N_PROFILES = 100
@@ -110,8 +111,8 @@ def bound(model: str | Path | Graph, shapes: Mapping[str, Sequence[int]] | None)
         ModelError: It cannot be read.
         InputError: Shapes do not fit, or dimensions stay free.
     """
-    if isinstance(model, str) and model.startswith(_DEMO):
-        found = demo.find(model.removeprefix(_DEMO))
+    if isinstance(model, str) and model.startswith(DEMO):
+        found = demo.find(model.removeprefix(DEMO))
         return Graph.load(found.model, name=model).bind(shapes or found.shapes)
     if not isinstance(model, Graph):
         preflight(Path(model), shapes or {})

@@ -25,13 +25,20 @@ _BOOT = (
 )
 
 
-def preflight(path: Path, shapes: Mapping[str, Sequence[int]], *, deadline_s: float = _DEADLINE_S) -> None:
+def preflight(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    deadline_s: float = _DEADLINE_S,
+    has_weights: bool = True,
+) -> None:
     """Load and bind a model in a child process.
 
     Args:
         path: The file.
         shapes: Shapes by input name, as far as they are known.
         deadline_s: How long it may take.
+        has_weights: Whether external data is read, see :meth:`hal.graph.model.Graph.load`.
 
     Raises:
         ModelError: The file is no usable model, kills the process that opens it, or keeps it busy for
@@ -39,7 +46,7 @@ def preflight(path: Path, shapes: Mapping[str, Sequence[int]], *, deadline_s: fl
         InputError: The shapes do not fit.
     """
     reading.read(path)  # what needs no native code is said without waiting for a process
-    words = [json.dumps(sys.path), str(path), json.dumps(dict(shapes))]
+    words = [json.dumps(sys.path), str(path), json.dumps(dict(shapes)), json.dumps(has_weights)]
     try:
         child = subprocess.run(
             [sys.executable, "-P", "-c", _BOOT, *words],
@@ -68,10 +75,13 @@ def go() -> None:
 
     answer = {"error": "", "message": ""}
     try:
-        graph = Graph.load(Path(sys.argv[2]))
+        has_weights = json.loads(sys.argv[4])
+        graph = Graph.load(Path(sys.argv[2]), has_weights=has_weights)
         shapes = json.loads(sys.argv[3])
         if shapes or not graph.unbound:
-            graph.bind(shapes).to_proto()
+            graph = graph.bind(shapes)
+            if has_weights:
+                graph.to_proto()
     except HalError as error:
         answer = {"error": type(error).__name__, "message": error.message}
     sys.stdout.write(json.dumps(answer))

@@ -8,13 +8,13 @@ from typing import TypeVar
 
 import msgspec
 
-import hal
 from hal.backend import Target
 from hal.errors import StorageError
 from hal.profiling.store import Store, Stored, Wanted
 from hal.records.machine import Environment, MachineProfile
 from hal.records.profile import ModelInfo, Profile, TargetProfile
 from hal.sampling import Policy
+from hal.version import __version__
 
 _log = logging.getLogger("hal.profiling")
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class Recall:
             model_digest=model.digest,
             inputs_digest=model.inputs_digest,
             environment=self._environment,
-            hal_version=hal.__version__,
+            hal_version=__version__,
             policy=policy.digest,
             targets=tuple(map(str, targets)),
             kernels=kernels,

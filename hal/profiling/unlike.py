@@ -18,8 +18,14 @@ def unlike(a: Profile, b: Profile) -> tuple[Unlike, ...]:
         ("model digest", a.model.digest[:12], b.model.digest[:12]),
         ("inputs", *_inputs(a.model, b.model)),
         ("hal_version", a.hal_version, b.hal_version),
-        *_environment(a.environment, b.environment),
     ]
+    found = tuple(Unlike(field=field, a=ours, b=theirs) for field, ours, theirs in pairs if ours != theirs)
+    return found + unlike_environments(a.environment, b.environment)
+
+
+def unlike_environments(a: Environment, b: Environment) -> tuple[Unlike, ...]:
+    """Every field of the environment that differs."""
+    pairs = _environment(a, b)
     return tuple(Unlike(field=field, a=ours, b=theirs) for field, ours, theirs in pairs if ours != theirs)
 
 

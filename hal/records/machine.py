@@ -58,6 +58,8 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True):
         p10_ns: 10th percentile; may be negative where the handoff drowns in noise.
         p90_ns: 90th percentile.
         n: Rounds.
+        alone_ns: Median time of each end alone on such a tensor, source first, the host not among them;
+            at the smallest size it is what a call of the backend costs. Empty in older profiles.
     """
 
     n_bytes: int
@@ -65,6 +67,7 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True):
     p10_ns: int
     p90_ns: int
     n: int
+    alone_ns: tuple[int, ...] = ()
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +79,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
         same_silicon: Whether both compute on the same chip.
         points: By rising size; empty where it could not be measured.
         reason: Why it could not be.
+        switch_ns: What a part of a model takes longer at either end because it alternates with one at the
+            other, handoff aside; see :mod:`hal.profiling.switching`. 0 where it was not measured.
     """
 
     source: str
@@ -83,6 +88,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     same_silicon: bool
     points: tuple[Handoff, ...] = ()
     reason: str = ""
+    switch_ns: int = 0
 
 
 class MachineProfile(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,22 @@ class Constraints(msgspec.Struct, frozen=True, kw_only=True):
     max_partitions: int = 0
 
 
+class BoundaryCost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a boundary between two partitions was measured to cost beyond what the links say.
+
+    Attributes:
+        value: The value that is handed over; empty for any between the two targets.
+        source: Target that makes it; empty for any.
+        destination: Target that reads it; empty for any.
+        extra_ns: Added to its handoff; negative where it is cheaper. No handoff falls below 0.
+    """
+
+    value: str
+    source: str
+    destination: str
+    extra_ns: int
+
+
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
     """The best other target of a partition, all else as it is.
 
@@ -163,7 +179,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         created: ISO 8601 in UTC.
         model: The model.
         environment: Of the machine it was made for; None for imagined machines.
-        machine: Where costs came from, in words: ``measured here``, or the machine profiles' names.
+        machine: Where costs came from, in words: ``measured``, or ``estimated for`` machine profiles by name.
         devices: The devices it uses.
         constraints: What was asked.
         partitions: In the order of execution.

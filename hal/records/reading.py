@@ -1,4 +1,4 @@
-"""Profiles of machines and models from JSON: older versions are read, newer ones refused by name."""
+"""Profiles of machines and models, and plans, from JSON: older versions are read, newer ones refused."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import msgspec
 from hal.errors import UserError
 from hal.records.files import from_json
 from hal.records.machine import MACHINE_SCHEMA_VERSION, MachineProfile
+from hal.records.plan import PLAN_SCHEMA_VERSION, Plan
 from hal.records.profile import SCHEMA_VERSION, Profile
 
-R = TypeVar("R", Profile, MachineProfile)
+R = TypeVar("R", Profile, MachineProfile, Plan)
 
 
 class _Head(msgspec.Struct):
@@ -45,6 +46,19 @@ def read_machine(data: bytes, what: str) -> MachineProfile:
         UserError: It is no machine profile, or a newer hal wrote it.
     """
     return _read(data, MachineProfile, MACHINE_SCHEMA_VERSION, what)
+
+
+def read_plan(data: bytes, what: str) -> Plan:
+    """Read a plan of any version up to this one's.
+
+    Args:
+        data: JSON.
+        what: Names the text in errors, for example the file.
+
+    Raises:
+        UserError: It is no plan, or a newer hal wrote it.
+    """
+    return _read(data, Plan, PLAN_SCHEMA_VERSION, what)
 
 
 def _read(data: bytes, kind: type[R], newest: int, what: str) -> R:

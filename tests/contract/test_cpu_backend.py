@@ -121,7 +121,7 @@ def test_compile_names_all_problems_when_configuration_is_wrong(backend: CpuBack
     text = str(caught.value)
     assert "'mode' cannot be 'fast'; expected eager, compiled" in text
     assert "'threads' cannot be 0; expected 1 or more" in text
-    assert "'streams' is unknown; expected one of mode, threads" in text
+    assert "'streams' is unknown; expected one of mode, spinning, threads" in text
 
 
 def test_compile_refuses_when_precision_is_not_native(backend: CpuBackend) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from hal.backend import BackendRef, DeviceTime
 from hal.errors import BackendError, ContractViolation, TargetError
+from hal.profiling import switching
 from hal.profiling.chain import CHAIN, HOST, ChainBackend, Stage, along, chain_ref
 from hal.profiling.links import handoff, measure_links, pairs_of
 from hal.records.machine import Handoff, Link, interpolate
@@ -35,7 +36,7 @@ def stage(name: str, *, kind: str = "FakeBackend", device: str = "cpu:0", **fiel
 def test_handoff_is_what_both_take_beyond_each_when_rounds_differ() -> None:
     # Per round: 12 - 5 - 4 = 3, 30 - 10 - 9 = 11, 16 - 5 - 4 = 7.
     found = handoff(4096, [12, 30, 16], [[5, 10, 5], [4, 9, 4]])
-    assert found == Handoff(n_bytes=4096, median_ns=7, p10_ns=4, p90_ns=10, n=3)
+    assert found == Handoff(n_bytes=4096, median_ns=7, p10_ns=4, p90_ns=10, n=3, alone_ns=(5, 4))
 
 
 def test_handoff_is_not_negative_when_noise_is_larger_than_it() -> None:
@@ -319,3 +320,44 @@ def test_cost_says_why_when_a_link_was_not_measured() -> None:
     )
     with pytest.raises(TargetError, match=f"^{re.escape(text)}$"):
         interpolate(link_of(reason="the child was killed by signal 11"), 4_096)
+
+
+# --- what alternating costs -----------------------------------------------------------------------
+
+
+def beyond(p10_ns: int, alone_ns: tuple[int, int] = (20_000, 30_000)) -> Handoff:
+    return Handoff(
+        n_bytes=switching.N_BYTES,
+        median_ns=p10_ns + 500,
+        p10_ns=p10_ns,
+        p90_ns=90_000,
+        n=9,
+        alone_ns=alone_ns,
+    )
+
+
+def test_a_switch_is_half_of_what_the_handoff_does_not_explain() -> None:
+    points = (Handoff(n_bytes=4096, median_ns=2_000, p10_ns=0, p90_ns=0, n=9),)
+    one = Link(source="a", destination="b", same_silicon=True, points=points)
+    assert switching.switch_ns(one, beyond(14_000)) == 6_000
+    # The handoff explains it all, or noise is larger than it; or noise is larger than the graph's own time.
+    assert switching.switch_ns(one, beyond(1_000)) == 0
+    assert switching.switch_ns(one, beyond(900_000)) == 25_000
+
+
+def test_links_have_no_switch_when_backends_take_the_same_time_in_turn() -> None:
+    ends = [stage("costly", kind="Charging", handoff_ns=7_000), stage("free", kind="Charging")]
+    links = measure_links(ends, sizes=(4 * KIB,))
+    assert [link.switch_ns for link in links] == [0] * 4
+
+
+def test_links_stand_without_a_switch_when_it_cannot_be_measured() -> None:
+    (link,) = measure_links([stage("small", kind="OnlySmall")], sizes=(4 * KIB,))
+    assert (len(link.points), link.switch_ns, link.reason) == (1, 0, "")
+
+
+def test_the_graph_of_switches_can_feed_itself() -> None:
+    signature = switching.graph().signature
+    (given,), (made,) = signature.inputs, signature.outputs
+    assert (given.dtype, given.shape) == (made.dtype, made.shape)
+    assert switching.values().nbytes == switching.N_BYTES

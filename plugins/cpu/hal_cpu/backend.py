@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from hal import host
 from hal.backend import Backend, Configuration, Device, Executable, Finding, OptionSpec, Support
 from hal.graph.model import Graph
+from hal_cpu.spinning import rest
 from hal_torch import support
 
 #: Instructions that multiply in a format by themselves. Elsewhere PyTorch converts to float32 and
@@ -49,14 +50,21 @@ class CpuBackend(Backend):
         )
 
     def options(self, device: Device) -> Sequence[OptionSpec]:
-        """``mode`` and ``threads``."""
+        """``mode``, ``spinning`` and ``threads``."""
         threads = OptionSpec(
             name="threads",
             kind="int",
             default=host.n_usable_cpus(),
             help="Threads within an operation. PyTorch has one setting for the whole process.",
         )
-        return (support.MODE, threads)
+        spinning = OptionSpec(
+            name="spinning",
+            kind="bool",
+            default=True,
+            help="Idle threads spin: faster alone, but they take time from other backends' threads. Once "
+            "turned off it stays off in the process.",
+        )
+        return (support.MODE, spinning, threads)
 
     def capability(self, device: Device, graph: Graph, precision: str) -> Mapping[str, Support]:
         """What the bridge translates, in the precisions of the processor."""
@@ -69,6 +77,8 @@ class CpuBackend(Backend):
 
         from hal_torch.executable import TorchExecutable
 
+        if not configuration.option("spinning", True):
+            rest()
         n_threads = int(configuration.option("threads", host.n_usable_cpus()))
         return TorchExecutable(
             graph, torch.device("cpu"), configuration, n_threads=n_threads, n_workers=n_threads

@@ -1,0 +1,14 @@
+"""HiGHS without a word on the terminal, where results are printed."""
+
+from __future__ import annotations
+
+import highspy
+
+
+class Highs(highspy.Highs):  # type: ignore[misc]
+    """HiGHS that is silent from the beginning: it prints its banner when its callbacks are set up."""
+
+    def enableCallbacks(self) -> None:
+        """Called by the constructor."""
+        self.setOptionValue("output_flag", False)
+        super().enableCallbacks()

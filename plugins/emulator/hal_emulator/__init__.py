@@ -1,0 +1,1 @@
+"""Emulated machines: devices of a machine profile that compute on this processor and charge virtual time."""

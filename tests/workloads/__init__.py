@@ -1,0 +1,1 @@
+"""Public placement problems, read into :class:`hal.planning.problem.Problem`; the data lies elsewhere."""
