@@ -19,7 +19,7 @@ _MOVES = (0.25, 0.6, 0.85, 0.98)
 #: The same where memory is tight, so that what does not fit one by one is swapped more often.
 _TIGHT_MOVES = (0.2, 0.5, 0.7, 0.8)
 #: Share of steps that look for a unit on a longest path, and how often they look.
-_CRITICAL, _TRIES = 0.0, 16
+_CRITICAL, _TRIES = 0.5, 16
 #: Share of all memory that weights fill, above which it is tight.
 _TIGHT = 0.5
 #: Share of steps that join or split partitions.

@@ -15,7 +15,7 @@ from hal.planning.search import Best, Budget
 _NAME = "calls"
 #: In the order of the values of :func:`~hal.planning.evaluate.walk`.
 _OBJECTIVES = ("latency", "throughput", "energy")
-#: Annealing runs that share a budget, at most, and steps for each unit that they have where there are several.
+#: Annealing runs that share a budget, at most, and steps for each unit in each where there are several.
 _ROUNDS, _LONG = 8, 500
 #: Temperatures that runs begin with, over the share of one unit in the objective, by the steps for each unit
 #: that a run has at least; they take turns with a third and the threefold. Fewer steps cannot cool more.
@@ -55,7 +55,7 @@ def calls(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:
     """
     if not applies(problem):
         return
-    rules = _rules(problem)
+    rules = rules_of(problem)
     scratch = _scratch(problem, rules)
     steps, cost_s = max(8, _TRIAL // problem.n_units), 0.0
     length_s = 0.0
@@ -68,7 +68,9 @@ def calls(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:
         target, group = start.target.copy(), _alone(rules, start)
         found_target, found_group = target.copy(), group.copy()
         if cost_s:
-            length_s = length_s or budget.left / min(max(budget.left / cost_s / (_LONG * problem.n_units), 1), _ROUNDS)
+            length_s = length_s or budget.left / min(
+                max(budget.left / cost_s / (_LONG * problem.n_units), 1), _ROUNDS
+            )
             steps = max(8, int(min(length_s, budget.left) / cost_s))
         scale = best.objective if np.isfinite(best.objective) else float(problem.time.min(axis=1).sum())
         hot = next(heat for least, heat in _HOT if steps / problem.n_units >= least)
@@ -122,7 +124,8 @@ def _scratch(problem: Problem, rules: Rules) -> Assignment:
     return partitioned(problem, target)
 
 
-def _rules(problem: Problem) -> Rules:
+def rules_of(problem: Problem) -> Rules:
+    """What moves must respect, and the orders that guide them."""
     f, n, t = flat(problem), problem.n_units, problem.n_targets
     order = narrow(f, False)
     place = np.empty(n, np.int32)

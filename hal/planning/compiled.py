@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from numba import config, njit
+from numba.core import event
 
 from hal.records.places import cache_folder
 
 F = TypeVar("F", bound=Callable[..., object])
+
+#: Time that compiling took in this process so far.
+_compiling = event.TimingListener()
+event.register("numba:compile", _compiling)
 
 _HERE = Path(__file__).parent
 _IMPORTS = re.compile(
@@ -39,6 +44,11 @@ def compiled(function: F) -> F:
         return cast(F, njit(cache=True)(function))
     finally:
         config.CACHE_DIR = before
+
+
+def compiling_s() -> float:
+    """Seconds that this process has spent on compiling so far; with a warm cache that stays 0."""
+    return float(_compiling.duration) if _compiling.done else 0.0
 
 
 @functools.cache

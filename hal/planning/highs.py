@@ -8,7 +8,7 @@ import highspy
 class Highs(highspy.Highs):  # type: ignore[misc]
     """HiGHS that is silent from the beginning: it prints its banner when its callbacks are set up."""
 
-    def enableCallbacks(self) -> None:
+    def enableCallbacks(self) -> None:  # noqa: N802 (HiGHS calls it by this name)
         """Called by the constructor."""
         self.setOptionValue("output_flag", False)
         super().enableCallbacks()

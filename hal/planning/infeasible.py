@@ -54,8 +54,7 @@ def explain(problem: Problem, best: Best, budget: Budget) -> None:
     Raises:
         Infeasible: No plan can be, with the constraint and the amount; or none was found: the text says.
     """
-    if problem.n_units * problem.n_targets <= _COLUMNS:
-        fit(problem, best, budget)
+    fit(problem, best, budget)
     if best.proposal is None and is_tiny(problem):
         _searched(problem, best, budget)
     if best.proposal is None:
@@ -228,7 +227,15 @@ def _returns(graph: Dag, problem: Problem, can: Flags, b: int) -> int:
 
 
 def fit(problem: Problem, best: Best, budget: Budget) -> None:
-    """Offer the choice of targets that passes memory by the fewest bytes, or raise if they are too many."""
+    """Offer the choice of targets that passes memory by the fewest bytes.
+
+    Nothing is done where nothing can bind, or where the problem is too large for HiGHS.
+
+    Raises:
+        Infeasible: Even that choice passes it.
+    """
+    if problem.n_units * problem.n_targets > _COLUMNS or np.isinf(problem.capacity).all():
+        return
     least, target, is_proven = _least_excess(problem, budget, with_error=True)
     if is_proven and least > _BYTES * (1 + problem.capacity[np.isfinite(problem.capacity)].sum()):
         text = f"every choice of targets passes the memory there is, by {least:.0f} bytes at least"

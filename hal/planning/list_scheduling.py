@@ -108,7 +108,7 @@ def _weights(problem: Problem, group: Ints) -> Floats:
 def upward_rank(f: Flat, allowed: npt.NDArray[np.bool_]) -> Floats:
     """float64[n]: mean time of a unit and of the longest path behind it, transfers included.
 
-    Means are over the targets that are allowed, and over all pairs of them.
+    Means are over the targets that are allowed, and over all pairs of two targets.
 
     Source: Topcuoglu, Hariri and Wu, 2002, equation 8.
     """
@@ -127,11 +127,10 @@ def upward_rank(f: Flat, allowed: npt.NDArray[np.bool_]) -> Floats:
             handed = 0.0
             for a in range(t):
                 for b in range(t):
-                    handed += f.transfer[x, a, b]
                     if a != b:
-                        handed += f.send[x, a] + f.receive[x, b]
+                        handed += f.transfer[x, a, b] + f.send[x, a] + f.receive[x, b]
             for at_reader in range(f.readers_at[x], f.readers_at[x + 1]):
-                behind = max(behind, handed / (t * t) + rank[f.readers[at_reader]])
+                behind = max(behind, handed / max(1, t * (t - 1)) + rank[f.readers[at_reader]])
         rank[unit] = mean / count + behind
     return rank
 

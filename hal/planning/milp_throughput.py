@@ -1,66 +1,35 @@
-"""Throughput as a mixed-integer linear program: bounds, and best plans of windows."""
+"""Throughput by branch and bound on the whole problem, while windows of it are solved beside."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import queue
+import threading
 
 import highspy
 import numpy as np
-import numpy.typing as npt
 
-from hal.planning.highs import Highs
+from hal.planning.milp_program import give_start, program_of, scale_of, scaled, solver_of
+from hal.planning.milp_windows import applies as applies
+from hal.planning.milp_windows import milp_windows
 from hal.planning.partitions import partitioned
-from hal.planning.pipeline_model import Blocks, Pipeline, blocks, is_contiguous, targets_of
-from hal.planning.pipeline_segments import Classes, Tolls, classes, tolls
+from hal.planning.pipeline_local import pipeline_local
+from hal.planning.pipeline_model import Blocks, blocks, is_contiguous, targets_of
+from hal.planning.pipeline_segments import Classes, classes, tolls
 from hal.planning.problem import Floats, Ints, Problem, Small
 from hal.planning.search import Best, Budget
 
-#: What the largest load of the best plan becomes for HiGHS, whose tolerances are absolute, 1e-6.
-_SIZE = 100.0
-#: Share within which its bound is the plan's value: those tolerances, and some room.
+#: Share within which HiGHS's bound is the plan's value: its tolerances, and some room.
 _TOLERANCE = 1e-7
-#: Variables beyond which the program is not tried.
-_MOST = 400_000
-
-
-class Program(NamedTuple):
-    """A program, rows compressed.
-
-    Variables: x[u, b] whether block u is on target b, at u * t + b; then one each for the tensors that enter
-    and leave targets; the last is the largest load.
-
-    Attributes:
-        cost: float64[columns].
-        upper: float64[columns].
-        n_integers: The first columns, which are 0 or 1.
-        starts: int32[rows + 1].
-        columns: int32[entries].
-        values: float64[entries].
-        low: float64[rows].
-        high: float64[rows].
-    """
-
-    cost: Floats
-    upper: Floats
-    n_integers: int
-    starts: Small
-    columns: Small
-    values: Floats
-    low: Floats
-    high: Floats
-
-
-def applies(problem: Problem) -> bool:
-    """Throughput, of a size that HiGHS can take."""
-    size = (problem.n_units + 2 * problem.n_tensors) * problem.n_targets
-    return problem.objective == "throughput" and size <= _MOST
+#: Seconds of annealing and of windows in turn, while HiGHS is at work.
+_ANNEALING_S, _WINDOWS_S = 2.0, 6.0
 
 
 def milp_throughput(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:
-    """Branch and bound on the whole problem, from the best plan so far.
+    """Branch and bound on the whole problem, from the best plan so far, in a thread.
 
     Its bound holds for every plan: handoffs count as if the other end were the cheapest one, each target as
-    if it ran one partition, and contiguity is left out.
+    if it ran one partition, and contiguity is left out. Meanwhile this thread anneals and solves windows,
+    which finds good plans sooner.
 
     Source: the integer program of Tarnawski et al., "Efficient Algorithms for Device Placement of DNN Graph
     Operators", NeurIPS 2020, section 4.2, with the identical targets put in the order of their heaviest
@@ -80,19 +49,26 @@ def milp_throughput(problem: Problem, best: Best, budget: Budget, seed: int = 0)
         for number, u in enumerate(heavy[: len(known) - 1]):
             may[u, list(known[number + 1 :])] = False
     scale = scale_of(p, best.objective)
-    program = program_of(*scaled(p, costs, scale), may, problem.max_error)
-    start = None
+    solver = solver_of(program_of(*scaled(p, costs, scale), may, problem.max_error), budget.left, seed)
     if best.proposal is not None:
-        start = _relabelled(found, kinds, heavy, best.proposal.assignment.target)
-    solver = solver_of(program, budget.left, seed)
-    if start is not None:
-        give_start(solver, p, start)
+        give_start(solver, p, _relabelled(found, kinds, heavy, best.proposal.assignment.target))
+    solutions: queue.SimpleQueue[Floats] = queue.SimpleQueue()
 
     def on_solution(event: highspy.cb.HighsCallbackEvent) -> None:  # type: ignore[name-defined]
-        _offer(problem, best, found, np.asarray(event.data_out.mip_solution))
+        solutions.put(np.array(event.data_out.mip_solution))
 
     solver.cbMipImprovingSolution += on_solution
-    solver.run()
+    thread = threading.Thread(target=solver.run, name="HiGHS", daemon=True)
+    thread.start()
+    try:
+        _beside(problem, best, budget, seed, thread)
+        while thread.is_alive() and not budget.is_spent and not best.is_optimal:
+            thread.join(0.05)
+    finally:
+        solver.cancelSolve()
+        thread.join()
+    while not solutions.empty():
+        _offer(problem, best, found, solutions.get())
     if solver.getSolution().value_valid:
         _offer(problem, best, found, np.array(solver.getSolution().col_value))
     bound = float(solver.getInfo().mip_dual_bound) * scale
@@ -100,6 +76,17 @@ def milp_throughput(problem: Problem, best: Best, budget: Budget, seed: int = 0)
         bound = best.objective
     if np.isfinite(bound):
         best.prove(bound, "dual bound of the integer program (HiGHS)")
+
+
+def _beside(problem: Problem, best: Best, budget: Budget, seed: int, thread: threading.Thread) -> None:
+    """Anneal and solve windows until HiGHS has ended."""
+    # Small problems are done at once.
+    thread.join(min(0.2, budget.left))
+    while thread.is_alive() and best.proposal is not None and not budget.is_spent and not best.is_optimal:
+        for solver, seconds in ((pipeline_local, _ANNEALING_S), (milp_windows, _WINDOWS_S)):
+            if thread.is_alive():
+                solver(problem, best, budget.part(seconds), seed)
+        seed += 1
 
 
 def _offer(problem: Problem, best: Best, found: Blocks, values: Floats) -> None:
@@ -120,183 +107,3 @@ def _relabelled(found: Blocks, kinds: Classes, heavy: Ints, target: Small) -> Sm
             new[b] = kinds.members[kind][taken[kind]]
             taken[kind] += 1
     return new[of_block]
-
-
-def scale_of(p: Pipeline, objective: float) -> float:
-    """What loads are divided by, so that the objective, or a guess at it, becomes :data:`_SIZE`."""
-    if not (np.isfinite(objective) and objective > 0):
-        mean = np.where(np.isfinite(p.time), p.time, 0.0).mean(axis=1)
-        objective = float(mean.sum() / p.time.shape[1]) or 1.0
-    return objective / _SIZE
-
-
-def scaled(p: Pipeline, c: Tolls, scale: float) -> tuple[Pipeline, Tolls]:
-    """A pipeline and its costs with all loads divided by ``scale``."""
-    return p._replace(time=p.time / scale, call=p.call / scale), c._replace(
-        enter=c.enter / scale,
-        leave=c.leave / scale,
-        enter_port=c.enter_port / scale,
-        leave_port=c.leave_port / scale,
-    )
-
-
-def solver_of(program: Program, seconds: float, seed: int) -> highspy.Highs:
-    """HiGHS, loaded."""
-    lp = highspy.HighsLp()
-    n = len(program.cost)
-    lp.num_col_, lp.num_row_ = n, len(program.low)
-    lp.col_cost_ = program.cost
-    lp.col_lower_ = np.zeros(n)
-    lp.col_upper_ = program.upper
-    lp.row_lower_, lp.row_upper_ = program.low, program.high
-    lp.a_matrix_.format_ = highspy.MatrixFormat.kRowwise
-    lp.a_matrix_.start_ = program.starts
-    lp.a_matrix_.index_ = program.columns
-    lp.a_matrix_.value_ = program.values
-    kind = [highspy.HighsVarType.kInteger] * program.n_integers
-    lp.integrality_ = kind + [highspy.HighsVarType.kContinuous] * (n - program.n_integers)
-    solver = Highs()
-    solver.setOptionValue("time_limit", max(seconds, 0.01))
-    solver.setOptionValue("random_seed", seed % (1 << 31))
-    solver.setOptionValue("threads", 1)
-    for name in ("mip_rel_gap", "mip_abs_gap"):
-        solver.setOptionValue(name, 1e-9)
-    solver.passModel(lp)
-    return solver
-
-
-def give_start(solver: highspy.Highs, p: Pipeline, target: Small) -> None:
-    """Start from a plan; HiGHS finds the other variables."""
-    n, t = p.time.shape
-    chosen = np.zeros((n, t))
-    chosen[np.arange(n), target] = 1.0
-    solver.setSolution(n * t, np.arange(n * t, dtype=np.int32), chosen.reshape(-1))
-
-
-def program_of(
-    p: Pipeline,
-    c: Tolls,
-    may: npt.NDArray[np.bool_],
-    max_error: float,
-    ceiling: Floats | None = None,
-) -> Program:
-    """The program of a pipeline.
-
-    Args:
-        p: The pipeline.
-        c: Costs, each target a class of its own.
-        may: bool[n, t]: targets of each block that are left to choose from.
-        max_error: Highest sum of errors.
-        ceiling: float64[s]: highest load of each silicon and its ports, beside the largest load that is made
-            small; not a number where that alone counts. By default it counts everywhere.
-    """
-    n, t = p.time.shape
-    v, s = len(p.owner), len(p.slots)
-    rows: list[Ints] = []
-    cols: list[Ints] = []
-    vals: list[Floats] = []
-    low: list[Floats] = []
-    high: list[Floats] = []
-    n_rows = 0
-
-    def put(row: npt.ArrayLike, col: npt.ArrayLike, value: npt.ArrayLike) -> None:
-        at, columns, numbers = np.broadcast_arrays(row, col, np.asarray(value, np.float64))
-        rows.append(at.reshape(-1).astype(np.int64))
-        cols.append(columns.reshape(-1).astype(np.int64))
-        vals.append(numbers.reshape(-1))
-
-    def close(count: int, least: float, most: npt.ArrayLike) -> int:
-        nonlocal n_rows
-        low.append(np.full(count, least))
-        high.append(np.broadcast_to(np.asarray(most, np.float64), (count,)).copy())
-        n_rows += count
-        return n_rows
-
-    x = np.arange(n * t).reshape(n, t)
-    put(np.arange(n)[:, None], x, 1.0)
-    at = close(n, 1.0, 1.0)
-    reads = np.repeat(np.arange(v), np.diff(p.readers_at))
-    other = p.owner[reads] != p.readers
-    reads, reader, times = reads[other], p.readers[other], p.times[other]
-    owner = p.owner[reads]
-    real = owner >= 0
-    # One variable for each read, or for each tensor, and target.
-    key, share = (np.arange(len(reads)), times) if p.per_read else (reads, np.ones(len(reads)))
-    many, first = np.unique(key, return_index=True)
-    tensor, factor = reads[first], share[first].astype(np.float64)
-    slot = np.searchsorted(many, key)
-    enters = n * t + np.arange(len(many) * t).reshape(len(many), t)
-    width = n * t + enters.size
-    row = at + np.arange(len(reads) * t).reshape(-1, t)
-    put(row, enters[slot], 1.0)
-    put(row, x[reader], -1.0)
-    put(row[real], x[owner[real]], 1.0)
-    at = close(row.size, 0.0, np.inf)
-    made = np.unique(reads[real & ~p.is_output[reads]])
-    leaves = width + np.arange(len(made) * t).reshape(len(made), t)
-    width += leaves.size
-    inner = real & ~p.is_output[reads]
-    row = at + np.arange(int(inner.sum()) * t).reshape(-1, t)
-    put(row, leaves[np.searchsorted(made, reads[inner])], 1.0)
-    put(row, x[owner[inner]], -1.0)
-    put(row, x[reader[inner]], 1.0)
-    at = close(row.size, 0.0, np.inf)
-    # Outputs leave in any case.
-    wanted = np.flatnonzero(p.is_output & (p.owner >= 0))
-    base = np.where(may, p.time, 0.0)
-    np.add.at(base, p.owner[wanted], c.leave[wanted])
-    calls = np.flatnonzero(p.call > 0)
-    used = width + np.arange(len(calls))
-    width += len(calls)
-    row = at + np.arange(n * len(calls)).reshape(n, -1)
-    put(row, used[None, :], 1.0)
-    put(row, x[:, calls], -1.0)
-    at = close(row.size, 0.0, np.inf)
-    largest = width
-    silicon = at + p.silicon.astype(np.int64)
-    put(np.broadcast_to(silicon, (n, t)), x, base)
-    put(np.broadcast_to(silicon, enters.shape), enters, c.enter[tensor] * factor[:, None])
-    put(np.broadcast_to(silicon, leaves.shape), leaves, c.leave[made])
-    put(silicon[calls], used, p.call[calls])
-    is_free = np.isnan(ceiling) if ceiling is not None else np.ones(s, bool)
-    roof = np.zeros(s) if ceiling is None else np.where(is_free, 0.0, ceiling)
-    put(at + np.arange(s), largest, -is_free.astype(np.float64))
-    at = close(s, -np.inf, roof)
-    if c.enter_port.any():
-        port = at + p.silicon.astype(np.int64)
-        put(np.broadcast_to(port, enters.shape), enters, c.enter_port[tensor] * factor[:, None])
-        put(at + np.arange(s), largest, -is_free.astype(np.float64))
-        at = close(s, -np.inf, roof)
-    if c.leave_port.any():
-        port = at + p.silicon.astype(np.int64)
-        put(np.broadcast_to(port, leaves.shape), leaves, c.leave_port[made])
-        put(at + np.arange(s), largest, -is_free.astype(np.float64))
-        at = close(s, -np.inf, roof)
-    limited = np.flatnonzero(np.isfinite(p.capacity))
-    for m in limited:
-        of_it = np.flatnonzero(p.pool == m)
-        put(at, x[:, of_it], p.weight[:, of_it] / max(p.capacity[m], 1.0))
-        at = close(1, -np.inf, 1.0 if p.capacity[m] else 0.0)
-    if np.isfinite(max_error):
-        put(at, x, p.error)
-        at = close(1, -np.inf, max_error)
-    all_rows, all_cols, all_vals = np.concatenate(rows), np.concatenate(cols), np.concatenate(vals)
-    kept = all_vals != 0
-    all_rows, all_cols, all_vals = all_rows[kept], all_cols[kept], all_vals[kept]
-    order = np.argsort(all_rows, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(all_rows, minlength=at))])
-    upper = np.ones(width + 1)
-    upper[: n * t] = may.reshape(-1)
-    upper[largest] = np.inf
-    cost = np.zeros(width + 1)
-    cost[largest] = 1.0
-    return Program(
-        cost,
-        upper,
-        n * t,
-        starts.astype(np.int32),
-        all_cols[order].astype(np.int32),
-        all_vals[order],
-        np.concatenate(low),
-        np.concatenate(high),
-    )

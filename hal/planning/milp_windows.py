@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hal.planning.milp_throughput import applies as applies
-from hal.planning.milp_throughput import give_start, program_of, scale_of, scaled, solver_of
+from hal.planning.milp_program import give_start, program_of, scale_of, scaled, solver_of
 from hal.planning.partitions import partitioned
 from hal.planning.pipeline_local import neighbours
 from hal.planning.pipeline_model import blocks, is_contiguous, state, targets_of
@@ -15,10 +14,18 @@ from hal.planning.search import Best, Budget
 
 #: Seconds for one window.
 _WINDOW_S = 2.0
+#: Variables beyond which the program is not tried.
+_MOST = 400_000
 #: Blocks that are free in one window.
 _BLOCKS = (20, 40, 80, 120)
 #: What a unit of load anywhere in the window costs, beside the largest load.
 _EVEN = 0.02
+
+
+def applies(problem: Problem) -> bool:
+    """Throughput, of a size that HiGHS can take."""
+    size = (problem.n_units + 2 * problem.n_tensors) * problem.n_targets
+    return problem.objective == "throughput" and size <= _MOST
 
 
 def milp_windows(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:

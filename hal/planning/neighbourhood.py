@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hal.planning.annealing import Search
-from hal.planning.annealing import applies as applies
+from hal.planning.annealing import applies as annealing_applies
 from hal.planning.annealing_steps import Rules, broken_by, put, take, used
 from hal.planning.compiled import compiled
 from hal.planning.domains import domains
@@ -18,8 +18,15 @@ from hal.planning.timeline import Bools, Line, keep, span, timed
 #: Units that are placed anew at once. Fewer are what annealing's steps do; more seldom end no worse than they
 #: began.
 _FEWEST, _MOST = 4, 32
+#: Units above which placing one stretch anew takes seconds.
+_LARGE = 20_000
 #: Seconds of rebuilding between two looks at the clock.
 _CHUNK_S = 0.02
+
+
+def applies(problem: Problem) -> bool:
+    """Whether the objective is the latency, and the problem is not so large that a round takes seconds."""
+    return annealing_applies(problem) and problem.n_units <= _LARGE
 
 
 def neighbourhood(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:

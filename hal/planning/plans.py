@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from hal.version import __version__
 from hal.errors import PlanError, problems
 from hal.planning.costs import Modelled
 from hal.planning.costs_units import is_fixed
@@ -24,6 +23,7 @@ from hal.records.plan import (
     Prediction,
     Transfer,
 )
+from hal.version import __version__
 
 
 def plan_of(

@@ -12,7 +12,7 @@ from hal.planning import infeasible
 from hal.planning.bounds import prove
 from hal.planning.check import check
 from hal.planning.exhaustive import applies as is_tiny
-from hal.planning.exhaustive import exhaustive
+from hal.planning.exhaustive import search
 from hal.planning.fitting import fitting
 from hal.planning.greedy import greedy
 from hal.planning.problem import Problem
@@ -109,16 +109,18 @@ def solve(problem: Problem, *, budget_s: float = 2.0, seed: int = 0, finalists: 
     _run("bounds", prove, problem, best, budget.part(0.3 * budget.left), seed, runs)
     if best.proposal is None or problem.objective == "memory":
         _run("fitting", fitting, problem, best, budget.part(0.3 * budget.left), seed, runs)
+        if best.proposal is None:
+            _run("spreading weights", _fit, problem, best, budget.part(0.3 * budget.left), seed, runs)
     small = reduced(problem)
     inner = small.best(best)
     if is_tiny(small.problem) and not best.is_optimal:
-        _run("exhaustive", exhaustive, small.problem, inner, budget.part(0.6 * budget.left), seed, runs)
+        _run("exhaustive", _search, small.problem, inner, budget.part(0.6 * budget.left), seed, runs)
     for name, solver, part, number in _turns(small.problem, best, budget):
         _run(name, solver, small.problem, inner, part, seed + number, runs)
     if best.proposal is None:
         infeasible.explain(problem, best, budget)
     return Solution(
-        proposals=tuple(_proposals(problem, best, finalists)),
+        proposals=tuple(judged(problem, best, finalists)),
         bound=best.bound,
         bound_source=best.bound_source,
         gap=best.gap,
@@ -132,6 +134,17 @@ def _run(
     before = time.monotonic()
     solver(problem, best, budget, seed)
     runs.append(Run(name, time.monotonic() - before, best.objective, best.bound))
+
+
+def _fit(problem: Problem, best: Best, budget: Budget, seed: int) -> None:
+    infeasible.fit(problem, best, budget)
+
+
+def _search(problem: Problem, best: Best, budget: Budget, seed: int) -> None:
+    """All plans; where there is none, say why at once instead of letting others look for one."""
+    is_done, value = search(problem, best, budget)
+    if is_done and value == float("inf"):
+        infeasible.explain(problem, best, budget)
 
 
 def _turns(problem: Problem, best: Best, budget: Budget) -> Iterator[tuple[str, Solver, Budget, int]]:
@@ -155,16 +168,25 @@ def _turns(problem: Problem, best: Best, budget: Budget) -> Iterator[tuple[str, 
             return
 
 
-def _proposals(problem: Problem, best: Finalists, finalists: int) -> Iterator[Proposal]:
-    """The finalists, checked once more, and simulated where that is cheap."""
+def judged(problem: Problem, best: Finalists, finalists: int) -> Iterator[Proposal]:
+    """The finalists, checked once more, and simulated where that is cheap.
+
+    Args:
+        problem: The problem.
+        best: Plans, with the values that solvers were told.
+        finalists: How many, at most; single-target plans come on top.
+
+    Raises:
+        InternalError: The simulator finds another value, or a broken constraint.
+    """
     is_cheap = problem.n_units + len(problem.read_unit) <= _SIMULATED
     for value, name, plan in best.distinct(finalists, NAME + " "):
         checked = check(problem, plan)
         if is_cheap:
-            judged = simulate(problem, plan)
-            other = judged.objective(problem.objective)
-            if judged.violations or abs(other - value) > _TOLERANCE * max(abs(value), 1e-30):
-                broken = "; ".join(one.text for one in judged.violations) or "nothing"
+            simulation = simulate(problem, plan)
+            other = simulation.objective(problem.objective)
+            if simulation.violations or abs(other - value) > _TOLERANCE * max(abs(value), 1e-30):
+                broken = "; ".join(one.text for one in simulation.violations) or "nothing"
                 raise InternalError(
                     f"{name} found a plan of value {value!r} that the simulator gives {other!r}, and of "
                     f"which it says that it breaks: {broken}; report it"

@@ -8,21 +8,27 @@ from typing import NamedTuple
 
 from hal.errors import InternalError
 from hal.planning.check import Checked, check
+from hal.planning.compiled import compiling_s
 from hal.planning.problem import Assignment, Problem
 
 #: Relative difference that rounding may make between a solver's claim and the evaluator's value.
 _TOLERANCE = 1e-6
 
 
+def search_clock() -> float:
+    """Seconds of searching: it stands still while code is compiled, which happens once per version."""
+    return time.monotonic() - compiling_s()
+
+
 class Budget:
-    """Seconds that may be spent.
+    """Seconds that may be spent on searching.
 
     Args:
         seconds: From now on.
         now: The clock, in seconds.
     """
 
-    def __init__(self, seconds: float, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float, now: Callable[[], float] = search_clock) -> None:
         self._now = now
         self._end = now() + seconds
 

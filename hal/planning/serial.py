@@ -20,6 +20,8 @@ _FIRST_STATES, _GROWTH, _DEARER = 16, 4, 3
 _PAIRS = 3_200_000
 #: States of the last sweep where nothing can be proven.
 _START_STATES = 64
+#: States that take about a gigabyte.
+_MOST_STATES = 1 << 17
 #: Sweeps that look for the price of a limit.
 _MOST_PRICES = 24
 _NAME = "serial"
@@ -78,7 +80,7 @@ def serial(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:
         if is_all or best.is_optimal or (before - budget.left) * _DEARER > budget.left:
             return
         most *= _GROWTH
-        if not sweeps.proves and most > _START_STATES:
+        if most > (_MOST_STATES if sweeps.proves else _START_STATES):
             return
 
 

@@ -311,7 +311,7 @@ def sweep(
 
     Returns:
         The cost of the best way, infinite where none was found; a lower bound of all ways; the target and
-        the choice (open partition joined) at each position; whether the states were few enough to be all.
+        the choice (open partition joined) at each position; whether more states would change nothing.
     """
     n, n_targets = costs.unit.shape
     size = width(lay)
@@ -341,7 +341,7 @@ def sweep(
         if has_closed and at <= last_source and not is_late:
             # It might join a partition that is closed; what was found up to here is still true.
             lower = min(lower, cost[sequence[0]] + rest[at])
-            is_all, is_late, lost = False, True, np.inf
+            is_late, lost = True, np.inf
         # The states that go on were stored in this order by the position before.
         for number in range(len(sequence)):
             state = sequence[number]
@@ -364,7 +364,6 @@ def sweep(
                     if trial[0] > OPEN:
                         lower = min(lower, value + rest[at + 1])
                         open_lower = min(open_lower, value + rest[at + 1])
-                        is_all = False
                         continue
                     has_closed |= closed
                     key = np.uint64(1469598103934665603)
@@ -402,7 +401,7 @@ def sweep(
         for number in range(n_used):
             table[used[number]] = -1
         if n_new == 0:
-            return np.inf, min(lower, upper), np.zeros(0, np.int32), np.zeros(0, np.int32), False
+            return np.inf, min(lower, upper), np.zeros(0, np.int32), np.zeros(0, np.int32), is_all
         sequence = np.argsort(new_cost[:n_new])
         kept = 0
         for number in range(f.reads_at[unit], f.reads_at[unit + 1]):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from hal.planning.check import Checked
 from hal.planning.problem import Assignment, Problem
 from hal.planning.search import Best, Proposal
 
@@ -77,8 +79,11 @@ class Finalists(Best):
         self._found: dict[str, list[tuple[float, Assignment]]] = {}
 
     def offer(self, assignment: Assignment, solver: str, claimed: float | None = None) -> float:
-        """As :meth:`Best.offer`; the best plans of each solver are remembered."""
+        """As :meth:`Best.offer`; each solver's best plans and the nearest rejected one are remembered."""
+        nearest = self.rejected
         value = super().offer(assignment, solver, claimed)
+        if nearest is not None and self.rejected is not None and _excess(nearest) < _excess(self.rejected):
+            self.rejected = nearest
         if value < float("inf"):
             mine = self._found.setdefault(solver, [])
             if len(mine) < _KEPT_PER_SOLVER or value < mine[-1][0]:
@@ -112,3 +117,10 @@ class Finalists(Best):
 
     def _is_best(self, plan: Assignment) -> bool:
         return self.proposal is not None and self.proposal.assignment is plan
+
+
+def _excess(checked: Checked) -> float:
+    """By how much of its limit a plan passes limits; infinite where it could not be carried out."""
+    if not math.isfinite(checked.values.latency):
+        return math.inf
+    return sum((one.amount - one.limit) / max(one.limit, 1.0) for one in checked.violations)

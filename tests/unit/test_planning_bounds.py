@@ -150,9 +150,7 @@ def test_load_with_transfers_counts_links_when_tensors_must_cross() -> None:
 
 
 def test_least_energy_takes_each_unit_at_its_best_when_calls_cost_too() -> None:
-    problem = chain(
-        np.ones((2, 2)), objective="energy", energy=[[3, 5], [7, 2]], power=[1, 1], call=[10, 20]
-    )
+    problem = chain(np.ones((2, 2)), objective="energy", energy=[[3, 5], [7, 2]], power=[1, 1], call=[10, 20])
     assert bounds.least_energy(problem) == 5 + 10
     assert bounds.least_energy(problem.replace(start="unit")) == 13 + 17
 
