@@ -163,7 +163,7 @@ def _chosen(profile: Profile, constraints: Constraints) -> tuple[list[TargetProf
             )
     chosen, excluded = [], {}
     for name, target in by_name.items():
-        twin = _spinning_twin(name)
+        twin = spinning_twin(name)
         wanted = not constraints.targets or any(
             fnmatch.fnmatchcase(one, pattern)
             for pattern in constraints.targets
@@ -201,7 +201,7 @@ def _unusable(target: TargetProfile, constraints: Constraints) -> str:
     return ""
 
 
-def _spinning_twin(name: str) -> str | None:
+def spinning_twin(name: str) -> str | None:
     """For ``...+spinning=false`` the same target whose threads spin; None for all others."""
     target = Target.parse(name)
     options = dict(target.configuration.options)
@@ -235,7 +235,7 @@ def _times(
     """Times of each target, and the targets whose call is an estimate."""
     given = np.array([producer < 0 for producer in placed.producer], np.bool_)
     wanted = np.array(placed.is_output, np.bool_)
-    twins = {_spinning_twin(target.target) for target in chosen}
+    twins = {spinning_twin(target.target) for target in chosen}
     known: dict[str, Times] = {}
     ends: list[tuple[float, float]] = []
     guessed = []
@@ -351,7 +351,7 @@ def _pinned(problem: Problem, placed: Placeable, constraints: Constraints) -> Pr
     for unit, (name, target) in pins.items():
         for at, other in enumerate(problem.target_names):
             # Plans of several partitions turn spinning off.
-            if other != target and _spinning_twin(other) != target:
+            if other != target and spinning_twin(other) != target:
                 time[unit, at] = np.inf
                 reasons[unit, at] = f"{name} is pinned to {target}"
     return problem.replace(time=time, reasons=reasons)
@@ -359,7 +359,7 @@ def _pinned(problem: Problem, placed: Placeable, constraints: Constraints) -> Pr
 
 def _notes(names: Sequence[str], times: Sequence[Times], guessed: Sequence[str], links: Links) -> list[str]:
     found = []
-    twins = {_spinning_twin(name) for name in names}
+    twins = {spinning_twin(name) for name in names}
     for name, one in zip(names, times, strict=True):
         if name in twins:
             found.append(f"{name} is offered for the whole model: with other targets its threads do not spin")

@@ -10,7 +10,7 @@ import numpy as np
 
 from hal.errors import PlanError
 from hal.planning.check import check
-from hal.planning.costs import Modelled
+from hal.planning.costs import Modelled, spinning_twin
 from hal.planning.costs_units import is_fixed
 from hal.planning.problem import Assignment, Problem, Small
 from hal.records.plan import Alternative, Plan
@@ -90,7 +90,11 @@ def reasons(modelled: Modelled, assignment: Assignment) -> list[Reason]:
     found = []
     for number, target in enumerate(targets.tolist()):
         inside = np.flatnonzero(assignment.partition == number)
-        others = [b for b in range(problem.n_targets) if b != target and problem.allowed[inside, b].all()]
+        others = [
+            b
+            for b in range(problem.n_targets)
+            if b != target and problem.allowed[inside, b].all() and not _are_twins(problem, b, target)
+        ]
         trials_left -= len(others)
         best: tuple[float, int] | None = None
         for other in others if trials_left >= 0 else ():
@@ -164,6 +168,12 @@ def format_objective(name: str, value: float) -> str:
     if name == "energy":
         return f"{value:.3g} mJ"
     return format_bytes(value) if name == "memory" else format_ns(value)
+
+
+def _are_twins(problem: Problem, one: int, other: int) -> bool:
+    """Whether both are one target, with threads that spin and with threads at rest: no choice of a user's."""
+    a, b = problem.target_names[one], problem.target_names[other]
+    return spinning_twin(a) == b or spinning_twin(b) == a
 
 
 def _targets(assignment: Assignment) -> Small:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_serial_finds_what_viterbi_finds_when_units_form_a_chain() -> None:
 def test_serial_agrees_with_brute_force_when_nothing_is_limited(
     seed: int, n: int, t: int, shape: str, objective: str, charge: str
 ) -> None:
-    one = {} if objective == "energy" else {"silicon": np.zeros(t), "slots": [1]}
+    one: dict[str, Any] = {} if objective == "energy" else {"silicon": np.zeros(t), "slots": [1]}
     problem = random_problem(
         np.random.default_rng(seed),
         n,
@@ -180,7 +181,7 @@ def test_serial_keeps_the_number_of_partitions_when_it_is_limited() -> None:
 
     assert best.proposal is not None
     assert best.proposal.assignment.n_partitions <= limit
-    assert best.bound <= best.objective
+    assert best.bound <= best.objective * (1 + 1e-9)
 
 
 def test_serial_proves_nothing_when_targets_run_side_by_side() -> None:
