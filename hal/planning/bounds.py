@@ -256,13 +256,13 @@ class _Dual:
             # Prices of silicons are shares; prices of limits are in the bound's unit.
             step = wide * max(target, 1e-300) / np.sqrt(norm)
             length = max(float(np.abs(slope).max()), 1e-300)
-            silicon = _simplex(silicon + wide * slope / max(length, float(loads.max())), self.busy)
+            silicon = simplex(silicon + wide * slope / max(length, float(loads.max())), self.busy)
             pool = np.maximum(pool + step * used * target, 0)
             error = max(error + step * over * target, 0.0)
         return best
 
 
-def _simplex(values: Floats, usable: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Floats:
+def simplex(values: Floats, usable: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Floats:
     """The nearest prices of sum 1, none below 0.
 
     Source: J. Duchi et al., "Efficient projections onto the l1-ball", ICML 2008.

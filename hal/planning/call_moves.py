@@ -256,6 +256,8 @@ def anneal(
     if current < np.inf:
         group[:] = partition
         settle(target, group, count, used, home)
+        if over_count(target, partition, count, rules.per_target):
+            current = np.inf
     fresh = group.max() + 1
     if over == 0.0 and current < np.inf:
         found = current

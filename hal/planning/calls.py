@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hal.planning.call_moves import Rules, anneal
+from hal.planning.check import check
 from hal.planning.domains import domains, groups
 from hal.planning.flat import flat
 from hal.planning.orders import narrow, upward
@@ -113,7 +114,7 @@ def _alone(rules: Rules, plan: Assignment) -> Small:
 
 
 def _scratch(problem: Problem, rules: Rules) -> Assignment:
-    """Each unit on its fastest target among those without calls, else among all, in few partitions."""
+    """Each unit on its fastest target among those without calls, else among all; or all on one target."""
     n = problem.n_units
     group = groups(problem)
     time = np.where(domains(problem), problem.time, np.inf)
@@ -121,7 +122,11 @@ def _scratch(problem: Problem, rules: Rules) -> Assignment:
     np.add.at(total, group, time)
     cheap = total + np.where(rules.alone, 0, np.nanmax(np.where(np.isinf(total), 0, total)) * n + 1)
     target = cheap.argmin(axis=1)[group].astype(np.int32)
-    return partitioned(problem, target)
+    plans = [partitioned(problem, target)]
+    whole = np.flatnonzero(np.isfinite(time).all(axis=0))
+    plans += [Assignment(np.full(n, b, np.int32), np.zeros(n, np.int32)) for b in whole]
+    # Where calls are few, units that are spread may need too many.
+    return min(plans, key=lambda plan: len(check(problem, plan).violations))
 
 
 def rules_of(problem: Problem) -> Rules:

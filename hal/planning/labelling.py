@@ -156,7 +156,7 @@ class Labelling:
 
     def _calls(self) -> None:
         problem = self.problem
-        path = _longest_path(problem) if problem.call.any() and problem.start == "partition" else []
+        path = longest_path(problem) if problem.call.any() and problem.start == "partition" else []
         for b in np.flatnonzero(problem.call).tolist():
             if problem.start == "unit":
                 for unit in range(problem.n_units):
@@ -293,7 +293,7 @@ def size(problem: Problem) -> int:
     return int(problem.n_units * problem.n_targets + (each * problem.n_targets**2 if moves else 0))
 
 
-def _longest_path(problem: Problem) -> list[int]:
+def longest_path(problem: Problem) -> list[int]:
     """Units of a path with the most units."""
     graph = dag(problem)
     length, via = np.ones(problem.n_units, np.int64), np.full(problem.n_units, -1, np.int64)

@@ -101,6 +101,7 @@ def program_of(
     may: npt.NDArray[np.bool_],
     max_error: float,
     ceiling: Floats | None = None,
+    even: float = 0.0,
 ) -> Program:
     """The program of a pipeline.
 
@@ -111,6 +112,7 @@ def program_of(
         max_error: Highest sum of errors.
         ceiling: float64[s]: highest load of each silicon and its ports, beside the largest load that is made
             small; not a number where that alone counts. By default it counts everywhere.
+        even: What a unit of load anywhere costs, beside the largest load.
     """
     n, t = p.time.shape
     v, s = len(p.owner), len(p.slots)
@@ -212,6 +214,9 @@ def program_of(
     upper[largest] = np.inf
     cost = np.zeros(width + 1)
     cost[largest] = 1.0
+    cost[: n * t] = even * base.reshape(-1)
+    cost[enters] = even * c.enter[tensor] * factor[:, None]
+    cost[leaves] = even * c.leave[made]
     return Program(
         cost,
         upper,

@@ -18,6 +18,8 @@ _WINDOW_S = 2.0
 _MOST = 400_000
 #: Blocks that are free in one window.
 _BLOCKS = (20, 40, 80, 120)
+#: Chance of a window of two or three targets rather than of a region.
+_FEW = 0.6
 #: What a unit of load anywhere in the window costs, beside the largest load.
 _EVEN = 0.02
 
@@ -57,7 +59,7 @@ def milp_windows(problem: Problem, best: Best, budget: Budget, seed: int = 0) ->
         worst = rng.choice(np.flatnonzero(p.silicon == int(loads.argmax())))
         many = int(rng.choice(_BLOCKS))
         centre = int(rng.choice(np.flatnonzero(target == worst))) if (target == worst).any() else 0
-        if rng.random() < 0.6:
+        if rng.random() < _FEW:
             others = rng.permutation(np.delete(np.arange(t), worst))[: int(rng.integers(1, 3))]
             allowed = np.append(others, worst)
             free = _region(near_at, near, centre, many, np.isin(target, allowed), rng)
@@ -70,11 +72,8 @@ def milp_windows(problem: Problem, best: Best, budget: Budget, seed: int = 0) ->
         ceiling = np.full(len(p.slots), float(loads.max()))
         ceiling[p.silicon[allowed]] = np.nan
         scale = scale_of(p, best.objective)
-        small, charges = scaled(p, costs, scale)
-        program = program_of(small, charges, may, problem.max_error, ceiling / scale)
-        program.cost[: n * t] = (
-            _EVEN * np.where(np.isfinite(p.time), small.time, 0.0).reshape(-1) / len(allowed)
-        )
+        even = _EVEN / len(allowed)
+        program = program_of(*scaled(p, costs, scale), may, problem.max_error, ceiling / scale, even)
         solver = solver_of(program, min(_WINDOW_S, budget.left), int(rng.integers(1 << 30)))
         give_start(solver, p, target)
         solver.run()

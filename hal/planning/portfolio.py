@@ -61,10 +61,11 @@ class Turn(NamedTuple):
 TURNS = (
     Turn("list_scheduling", 0.3, ("latency",), is_linear=True),
     Turn("filling", 0.3, ("latency", "energy"), is_linear=True),
-    Turn("serial", 0.4, ("latency", "energy", "throughput"), ("partition",)),
+    Turn("serial", 0.4, ("latency", "energy", "throughput"), ("partition",), is_linear=True),
     Turn("segments", 0.3, ("throughput",), is_linear=True),
     Turn("pipeline_order", 0.25, ("throughput",), is_random=True),
     Turn("pipeline_ideals", 0.3, ("throughput",)),
+    Turn("forest_bound", 0.1, ("latency", "throughput"), is_linear=True),
     Turn("loads_bound", 0.4, ("latency", "throughput")),
     Turn("pipeline_local", 0.2, ("throughput",), is_linear=True, is_random=True),
     Turn("milp_windows", 0.35, ("throughput",), is_random=True),

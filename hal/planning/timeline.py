@@ -343,6 +343,12 @@ def timed(f: Flat, plan: Line, first: int, last: int, limit: float) -> tuple[flo
                     x = f.made[at_made]
                     for at_reader in range(f.readers_at[x], f.readers_at[x + 1]):
                         far = max(far, plan.place[f.readers[at_reader]])
+                if is_moved and by_target:
+                    # Others may pay now for what it reads.
+                    for at_read in range(f.reads_at[unit], f.reads_at[unit + 1]):
+                        x = f.reads[at_read]
+                        for at_reader in range(f.readers_at[x], f.readers_at[x + 1]):
+                            far = max(far, plan.place[f.readers[at_reader]])
                 if is_moved:
                     far_head = max(far_head, far)
         lo = hi
@@ -401,6 +407,9 @@ def keep(f: Flat, plan: Line, restart: int, stop: int) -> None:
         b = plan.target[unit]
         for at_read in range(f.reads_at[unit], f.reads_at[unit + 1]):
             x = f.reads[at_read]
+            maker = f.producer[x]
+            if maker >= 0 and plan.head[maker] == plan.head[unit]:
+                continue
             if plan.arrived_in[x, b] > began and plan.arrived_for[x, b] == n:
                 plan.arrived_for[x, b], plan.arrived[x, b] = plan.head[unit], plan.new_arrived[x, b]
 

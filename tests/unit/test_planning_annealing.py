@@ -29,9 +29,9 @@ from tests.workloads import moirai
 
 
 def ticking(seconds: float) -> Budget:
-    """A budget whose clock goes on by a hundredth of a second with each look, whatever the machine does."""
+    """A budget whose clock goes on by 20 ms with each look, so that solvers take steps by number."""
     ticks = itertools.count()
-    return Budget(seconds, lambda: next(ticks) / 100)
+    return Budget(seconds, lambda: next(ticks) / 50)
 
 
 def searching(problem: Problem, seed: int = 0) -> Search | None:
@@ -58,7 +58,7 @@ def annealed(problem: Problem, seed: int, n_steps: int) -> Assignment:
 @pytest.mark.parametrize("charge", ["edge", "partition", "target"])
 def test_line_has_the_latency_of_the_evaluator_when_steps_are_random(shape, start, charge):
     rng = np.random.default_rng(len(shape))
-    for number in range(6):
+    for number in range(20):
         n, t = int(rng.integers(1, 40)), int(rng.integers(1, 5))
         problem = random_problem(rng, n, t, shape=shape, start=start, charge=charge, objective="latency")
         search = searching(problem, number)
@@ -152,7 +152,7 @@ def test_annealing_finds_a_plan_by_swaps_when_memory_is_exactly_full():
     weights = np.array([5, 2, 4, 3, 6, 1, 4, 3, 2, 6])
     problem = published(weight_bytes=np.repeat(weights[:, None], 3, axis=1), capacity=np.array([12.0] * 3))
     best = Best(problem)
-    annealing(problem, best, ticking(10))
+    annealing(problem, best, ticking(60))
     assert best.proposal is not None
     assert best.proposal.checked.peaks.tolist() == [12, 12, 12]
 
@@ -174,7 +174,7 @@ def test_annealing_leaves_room_for_activations_when_weights_alone_would_fit():
     )
     assert check(problem, Assignment(np.zeros(5, np.int32), np.arange(5, dtype=np.int32))).violations
     best = Best(problem)
-    annealing(problem, best, ticking(10))
+    annealing(problem, best, ticking(60))
     assert best.proposal is not None
     assert best.proposal.checked.peaks[0] <= 44
 
@@ -190,12 +190,12 @@ def test_solver_never_worsens_a_plan_and_claims_what_is_simulated_when_limits_ar
         best = Best(problem)
         list_scheduling(problem, best, Budget(60))
         before = best.objective
-        solver(problem, best, ticking(1), number)
+        solver(problem, best, ticking(5), number)
         assert best.objective <= before
         n_better += best.objective < before
         if best.proposal is not None:
             found = simulate(problem, best.proposal.assignment)
-            assert found.values.latency == pytest.approx(best.objective)
+            assert found.latency == pytest.approx(best.objective)
     assert n_better > 5
 
 
@@ -205,7 +205,7 @@ def test_solver_leaves_a_problem_alone_when_the_objective_is_another(solver):
     best = Best(problem)
     list_scheduling(problem, best, Budget(60))
     before = best.proposal
-    solver(problem, best, ticking(1))
+    solver(problem, best, ticking(5))
     assert best.proposal is before
 
 
@@ -217,7 +217,7 @@ def test_cpsat_finds_the_best_order_when_the_targets_are_right():
     place = np.empty(10, np.int32)
     place[problem.order] = np.arange(10)
     slow = best.offer(Assignment(optimal.target, place), "any order")
-    cpsat(problem, best, Budget(60))
+    cpsat(problem, best, Budget(3))
     assert slow > 73
     assert best.objective == 73
 

@@ -8,6 +8,7 @@ import pytest
 from hal.planning import bounds
 from hal.planning.domains import domains
 from hal.planning.exhaustive import search
+from hal.planning.forest_bound import forest_bound
 from hal.planning.loads_bound import load_with_transfers, loads_bound
 from hal.planning.milp_additive import applies as adds_up
 from hal.planning.milp_additive import milp_additive
@@ -61,7 +62,7 @@ def test_bounds_are_below_the_optimum_when_problems_are_random(objective: str) -
         if np.isinf(least):
             continue
         compared += 1
-        for prove in (bounds.prove, loads_bound, milp_additive):
+        for prove in (bounds.prove, loads_bound, forest_bound, milp_additive):
             if prove is milp_additive and not adds_up(problem):
                 continue
             best = Best(problem)
@@ -202,3 +203,38 @@ def test_domains_strike_out_targets_when_weights_or_errors_cannot_fit() -> None:
     # With the third on the second pool for certain, the first has room on the first only, and so on.
     tight = problem.replace(capacity=[100, 60])
     assert domains(tight).tolist() == [[True, False], [False, True], [False, True]]
+
+
+@pytest.mark.parametrize("start", ["unit", "partition"])
+def test_forest_bound_reaches_the_linear_program_when_the_graph_is_a_chain(start: str) -> None:
+    rng = np.random.default_rng(0)
+    n, t = 60, 3
+    problem = chain(
+        rng.uniform(1, 9, (n, t)),
+        objective="throughput",
+        transfer=between(n, t, 2.0),
+        overlap=False,
+        call=[1, 1, 1],
+        start=start,
+    )
+    best = Best(problem)
+    forest_bound(problem, best, Budget(300))
+    exact = load_with_transfers(problem, 300)
+    assert exact * 0.97 <= best.bound <= exact * (1 + 1e-6)
+    assert best.bound > 1.05 * bounds.load(problem)[0]
+
+
+def test_forest_bound_counts_ports_and_memory_when_they_bind() -> None:
+    rng = np.random.default_rng(1)
+    n = 40
+    problem = chain(
+        np.tile([1.0, 20.0], (n, 1)),
+        objective="throughput",
+        transfer=between(n, 2, 5.0) * rng.uniform(1, 2, (n, 1, 1)),
+        receive_port=True,
+        weight_bytes=np.full((n, 2), 10),
+        capacity=[200, NO],
+    )
+    best = Best(problem)
+    forest_bound(problem, best, Budget(300))
+    assert 0.95 * 400 <= best.bound <= 400 * (1 + 1e-9)

@@ -75,7 +75,7 @@ def test_heft_with_insertion_ends_when_the_paper_says_on_the_published_example()
     found = listed(problem, "HEFT, insertion")
     assert found is not None
     plan = off_the_line(*found, np.zeros(10, np.bool_))
-    assert simulate(problem, plan).values.latency == 80
+    assert simulate(problem, plan).latency == 80
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -111,7 +111,7 @@ def test_list_scheduling_offers_what_the_simulator_finds_when_problems_are_rando
         best = Best(problem)
         list_scheduling(problem, best, Budget(60))
         assert best.proposal is not None
-        assert simulate(problem, best.proposal.assignment).values.latency == pytest.approx(best.objective)
+        assert simulate(problem, best.proposal.assignment).latency == pytest.approx(best.objective)
         n_offered += 1
     assert n_offered == 60
 
