@@ -14,6 +14,7 @@ from hal.choosing.finalists import WORTH, Arena, Candidate, Measured, best_of, f
 from hal.choosing.planner import asked
 from hal.errors import PlanError, problems
 from hal.graph.facts import facts
+from hal.planning.compiled import is_new
 from hal.planning.costs import Modelled
 from hal.planning.costs import model as modelled_of
 from hal.planning.plans import plan_of
@@ -159,6 +160,12 @@ def chosen(job: Job, profile: Profile, constraints: Constraints, *, budget_s: fl
     return _record(best, measured, [*notes, *([note] if note else [])])
 
 
+def searching(what: str = "") -> str:
+    """The stage of a search, as progress shows it; a first search says why it takes long."""
+    first = "; the first time, the planner's code is compiled: a minute or so" if is_new() else ""
+    return f"searching{what}{first}"
+
+
 def resting_twins(discovery: Discovery, targets: Sequence[Target]) -> Iterator[Target]:
     """Targets as they run in plans of several partitions, where that differs: with idle threads at rest."""
     for target in targets:
@@ -185,9 +192,7 @@ def _rounds(
     known: dict[str, Measured] = {}
     notes: list[str] = []
     for number in range(ROUNDS):
-        arena.job.progress.stage(
-            "searching" if number == 0 else f"searching again ({number} of {ROUNDS - 1})"
-        )
+        arena.job.progress.stage(searching(f" again ({number} of {ROUNDS - 1})" if number else ""))
         modelled = modelled_of(profile, constraints, extras=extras)
         proposed = candidates(modelled, profile, budget_s, number)
         new = [one for one in proposed if one.placement not in known]

@@ -110,7 +110,7 @@ def decided(
         Infeasible: No plan keeps all constraints.
         PlanError: The plan of ``use`` does not fit.
     """
-    from hal.choosing.choose import chosen, profiled
+    from hal.choosing.choose import chosen, profiled, searching
     from hal.choosing.planner import asked, predicted
     from hal.planning.costs import model as modelled_of
     from hal.planning.plans import assignment_of, plan_of
@@ -147,7 +147,7 @@ def decided(
     else:
         profile = _profile(source, progress)
     modelled = modelled_of(profile, constraints)
-    progress.stage("searching")
+    progress.stage(searching())
     if given is None:
         return Decided(predicted(modelled, budget_s=wanted.budget_s), modelled, source)
     assignment = assignment_of(modelled, given)

@@ -46,6 +46,12 @@ def compiled(function: F) -> F:
         config.CACHE_DIR = before
 
 
+def is_new() -> bool:
+    """Whether the planner's code has yet to be compiled here: then the first search takes longer."""
+    folder = _folder(_HERE / "evaluate.py", config.CACHE_DIR)
+    return not any(folder.glob("**/*.nbc"))
+
+
 def compiling_s() -> float:
     """Seconds that this process has spent on compiling so far; with a warm cache that stays 0."""
     return float(_compiling.duration) if _compiling.done else 0.0
