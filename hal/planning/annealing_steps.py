@@ -11,7 +11,7 @@ from hal.planning.domains import domains, groups
 from hal.planning.flat import Flat
 from hal.planning.problem import Floats, Ints, Problem, Small
 from hal.planning.slack import settle
-from hal.planning.timeline import Bools, Line, keep, move, reach, span, timed
+from hal.planning.timeline import Bools, Line, fill, keep, move, reach, span, timed
 
 #: Of all steps, those that move a unit along the line; put one unit (or group) on another target; a connected
 #: set; a stretch of the line; the rest swaps two targets.
@@ -125,6 +125,12 @@ def broken_by(r: Rules, plan: Line, use: Floats) -> float:
 
 
 @compiled
+def below(random: np.random.Generator, high: int) -> int:
+    """A whole number from 0 to below another; quicker than the generator's own way, and to compile."""
+    return int(random.random() * high)
+
+
+@compiled
 def steps(
     f: Flat,
     r: Rules,
@@ -170,13 +176,13 @@ def steps(
         n_moved = 0
         at = to = toggled = -1
         first, last = n, 0
-        unit = int(random.integers(0, n))
+        unit = below(random, n)
         if random.random() < _CRITICAL:
             # Only what lies on a longest path, or next to it, can make the plan shorter.
             for _ in range(_TRIES):
                 if plan.ends[unit] + plan.late[plan.head[unit]] >= now * (1 - 1e-9):
                     break
-                unit = int(random.integers(0, n))
+                unit = below(random, n)
         if not f.by_unit and random.random() < _TOGGLES:
             toggled = unit
             plan.glued[unit] = not plan.glued[unit]
@@ -187,14 +193,14 @@ def steps(
                 a = plan.target[unit]
                 b, other = a, unit
                 if dice >= moves[3]:
-                    other = int(random.integers(0, n))
+                    other = below(random, n)
                     b = plan.target[other]
                 else:
                     if random.random() < 0.5:
                         b = _neighbour_target(f, plan, unit, random)
                     if b == a:
                         g = r.group[unit]
-                        b = r.choices[random.integers(r.choices_at[g], r.choices_at[g + 1])]
+                        b = r.choices[r.choices_at[g] + below(random, r.choices_at[g + 1] - r.choices_at[g])]
                 if b == a:
                     continue
                 n_moved = take(r, plan, unit, b, moved, 0, seen, step)
@@ -230,7 +236,7 @@ def steps(
                 low, high = reach(f, plan, unit)
                 if random.random() < 0.5:
                     low, high = max(low, at - 8), min(high, at + 8)
-                to = int(random.integers(low, high + 1))
+                to = low + below(random, high + 1 - low)
                 if not f.by_unit and random.random() < 0.7:
                     to = _beside(plan, unit, at, to)
                 if to == at and n_moved == 0:
@@ -250,9 +256,9 @@ def steps(
             now, broken = value, broken_now
             if broken == 0 and now < state[1] * (1 - 1e-12):
                 state[1] = now
-                best_target[:] = plan.target
-                best_unit_at[:] = plan.unit_at
-                best_glued[:] = plan.glued
+                fill(best_target, plan.target)
+                fill(best_unit_at, plan.unit_at)
+                fill(best_glued, plan.glued)
             continue
         if to >= 0:
             move(plan, to, at)
@@ -271,14 +277,14 @@ def _neighbour_target(f: Flat, plan: Line, unit: int, random: np.random.Generato
     n_reads = f.reads_at[unit + 1] - f.reads_at[unit]
     n_made = f.made_at[unit + 1] - f.made_at[unit]
     if n_reads + n_made:
-        pick = random.integers(0, n_reads + n_made)
+        pick = below(random, n_reads + n_made)
         if pick < n_reads:
             maker = f.producer[f.reads[f.reads_at[unit] + pick]]
             neighbour = maker if maker >= 0 else neighbour
         else:
             x = f.made[f.made_at[unit] + pick - n_reads]
             low, high = f.readers_at[x], f.readers_at[x + 1]
-            neighbour = f.readers[random.integers(low, high)] if high > low else neighbour
+            neighbour = f.readers[low + below(random, high - low)] if high > low else neighbour
     return int(plan.target[neighbour])
 
 

@@ -13,7 +13,7 @@ from hal.planning.domains import domains, groups
 from hal.planning.flat import CHARGE_TARGET, Flat, flat
 from hal.planning.problem import Floats, Ints, Problem, Small
 from hal.planning.search import Best, Budget
-from hal.planning.timeline import off_the_line, tails
+from hal.planning.timeline import fill, off_the_line, tails
 
 #: How many calls of a silicon are looked at for a gap before them, the last ones first. Most gaps that a unit
 #: fits are near the end, since units come in nearly the order in which they start; without a limit, long
@@ -205,7 +205,7 @@ def _listed(
                 if pick >= 0 and pick_room and not has_room:
                     continue
                 s = f.silicon[b]
-                trial[:] = ports
+                fill(trial, ports)
                 there, taken = _handed(f, target, end, arrived, trial, unit, b, False)
                 if f.by_unit or last_on[s] != b or f.slots[s] != 1:
                     taken += f.call[b]
@@ -213,7 +213,7 @@ def _listed(
                 if f.slots[s] == 1:
                     begin = _gap(begins[s], finishes[s], n_calls[s], there, taken, insertion)
                 elif f.slots[s] > 1:
-                    begin = max(there, slot_free[s, : f.slots[s]].min())
+                    begin = max(there, slot_free[s, _first_free(slot_free[s], f.slots[s])])
                 else:
                     begin = there
                 value = begin if n_compared > 1 else begin + taken + tail[unit, b]
@@ -221,16 +221,16 @@ def _listed(
                 if pick < 0 or (has_room and not pick_room) or is_better:
                     pick, pick_b, pick_room, pick_value = unit, b, has_room, value
                     pick_start, pick_end = begin, begin + taken
-                    chosen[:] = trial
+                    fill(chosen, trial)
         for at in range(n_now):
             if compared[at] != pick:
                 heapq.heappush(ready, (-rank[compared[at]], position[compared[at]]))
         b = pick_b
         s = f.silicon[b]
         if f.charge == CHARGE_TARGET:
-            trial[:] = ports
+            fill(trial, ports)
             _handed(f, target, end, arrived, trial, pick, b, True)
-        ports[:] = chosen
+        fill(ports, chosen)
         target[pick], start[pick], end[pick] = b, pick_start, pick_end
         numbered[number] = pick
         last_on[s] = b
@@ -241,7 +241,7 @@ def _listed(
             _put(begins[s], finishes[s], n_calls[s], pick_start, pick_end)
             n_calls[s] += 1
         elif f.slots[s] > 1:
-            slot_free[s, slot_free[s, : f.slots[s]].argmin()] = pick_end
+            slot_free[s, _first_free(slot_free[s], f.slots[s])] = pick_end
         for at_made in range(f.made_at[pick], f.made_at[pick + 1]):
             x = f.made[at_made]
             for at_reader in range(f.readers_at[x], f.readers_at[x + 1]):
@@ -311,6 +311,16 @@ def _handed(
         if keeps:
             arrived[x, b] = arrival
     return there, taken
+
+
+@compiled
+def _first_free(slot_free: Floats, slots: int) -> int:
+    """The slot that is free first."""
+    first = 0
+    for slot in range(1, min(slots, len(slot_free))):
+        if slot_free[slot] < slot_free[first]:
+            first = slot
+    return first
 
 
 @compiled

@@ -6,14 +6,14 @@ import numpy as np
 
 from hal.planning.annealing import Search
 from hal.planning.annealing import applies as annealing_applies
-from hal.planning.annealing_steps import Rules, broken_by, put, take, used
+from hal.planning.annealing_steps import Rules, below, broken_by, put, take, used
 from hal.planning.compiled import compiled
 from hal.planning.domains import domains
 from hal.planning.flat import Flat
 from hal.planning.problem import Floats, Problem, Small
 from hal.planning.search import Best, Budget
 from hal.planning.slack import settle
-from hal.planning.timeline import Bools, Line, keep, span, timed
+from hal.planning.timeline import Bools, Line, fill, keep, span, timed
 
 #: Units that are placed anew at once. Fewer are what annealing's steps do; more seldom end no worse than they
 #: began.
@@ -98,14 +98,14 @@ def rebuild(
     now, broken = state[0], broken_by(r, plan, use)
     for _ in range(n_rounds):
         begin_score = now + price * broken
-        before[:] = plan.target
-        size = min(n, int(random.integers(_FEWEST, _MOST + 1)))
-        low = int(random.integers(0, n - size + 1))
+        fill(before, plan.target)
+        size = min(n, _FEWEST + below(random, _MOST + 1 - _FEWEST))
+        low = below(random, n - size + 1)
         first, last = low, low + size - 1
-        one_target = int(random.integers(0, 2 * t))
+        one_target = below(random, 2 * t)
         for place in range(low, low + size):
             unit = plan.unit_at[place]
-            b = one_target if one_target < t else int(random.integers(0, t))
+            b = one_target if one_target < t else below(random, t)
             mark += 1
             for number in range(take(r, plan, unit, b, moved, 0, seen, mark)):
                 near, far = span(f, plan, moved[number], has_send)
@@ -117,7 +117,7 @@ def rebuild(
         broken = broken_by(r, plan, use)
         for place in range(low, low + size):
             unit = plan.unit_at[place]
-            other = plan.unit_at[int(random.integers(low, low + size))]
+            other = plan.unit_at[low + below(random, size)]
             for b in range(t + 1):
                 # Each target alone, and in the end a swap with another unit of the stretch.
                 a = plan.target[unit]
@@ -157,7 +157,7 @@ def rebuild(
             broken = broken_by(r, plan, use)
         elif broken == 0 and now < state[1] * (1 - 1e-12):
             state[1] = now
-            best_target[:] = plan.target
-            best_unit_at[:] = plan.unit_at
-            best_glued[:] = plan.glued
+            fill(best_target, plan.target)
+            fill(best_unit_at, plan.unit_at)
+            fill(best_glued, plan.glued)
     state[0], state[2] = now, broken

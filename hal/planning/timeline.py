@@ -12,7 +12,7 @@ tests hold the two functions together.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from hal.planning.flat import CHARGE_EDGE, CHARGE_TARGET, Flat, flat
 from hal.planning.problem import Assignment, Floats, Ints, Problem, Small
 
 Bools = npt.NDArray[np.bool_]
+AnyArray = npt.NDArray[Any]
 
 #: By how much of a limit a sum of floating-point numbers may pass it by rounding alone.
 _ROUNDING = 1 + 1e-11
@@ -158,6 +159,13 @@ def off_the_line(target: Small, unit_at: Small, glued: Bools) -> Assignment:
 
 
 @compiled
+def fill(to: AnyArray, source: AnyArray) -> None:
+    """Copy the values of one array to another of its length; ``to[:] = source`` takes seconds to compile."""
+    for at in range(len(to)):
+        to[at] = source[at]
+
+
+@compiled
 def tails(f: Flat) -> Floats:
     """float64[n, t]: the least time from the end of a unit's partition, on a target, to the end of the plan.
 
@@ -216,10 +224,8 @@ def timed(f: Flat, plan: Line, first: int, last: int, limit: float) -> tuple[flo
     slots_at = link_at + f.link.max() + 1
     most_slots = (plan.machine.shape[1] - slots_at) // n_silicons
     machine = plan.new_machine[n]
-    if restart > 0:
-        machine[:] = plan.machine[restart]
-    else:
-        machine[:] = 0.0
+    for number in range(len(machine)):
+        machine[number] = plan.machine[restart, number] if restart > 0 else 0.0
     plan.stamp[n_tensors + 1] = plan.stamp[n_tensors]
     latency = plan.before[restart]
     # The last places that read what ends at another time, and what another partition makes.
@@ -232,7 +238,7 @@ def timed(f: Flat, plan: Line, first: int, last: int, limit: float) -> tuple[flo
         if not f.by_unit:
             while hi < n and plan.glued[plan.unit_at[hi]] and plan.target[plan.unit_at[hi]] == b:
                 hi += 1
-        plan.new_machine[lo] = machine
+        fill(plan.new_machine[lo], machine)
         ready, taken = 0.0, f.call[b]
         n_coming = 0
         plan.stamp[n_tensors] += 1
@@ -380,7 +386,7 @@ def keep(f: Flat, plan: Line, restart: int, stop: int) -> None:
         plan.ends[unit] = plan.new_ends[unit]
         plan.head[unit] = plan.new_head[unit]
         if plan.new_head[unit] == at:
-            plan.machine[at] = plan.new_machine[at]
+            fill(plan.machine[at], plan.new_machine[at])
             plan.taken[at] = plan.new_taken[at]
     for at in range(restart, n):
         latency = max(plan.before[at], plan.ends[plan.unit_at[at]])
