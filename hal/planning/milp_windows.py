@@ -13,13 +13,13 @@ from hal.planning.problem import Ints, Problem, Small
 from hal.planning.search import Best, Budget
 
 #: Seconds for one window.
-_WINDOW_S = 2.0
+_WINDOW_S = 1.0
 #: Variables beyond which the program is not tried.
 _MOST = 400_000
 #: Blocks that are free in one window.
 _BLOCKS = (20, 40, 80, 120)
 #: Chance of a window of two or three targets rather than of a region.
-_FEW = 0.6
+_FEW = 0.85
 #: What a unit of load anywhere in the window costs, beside the largest load.
 _EVEN = 0.02
 

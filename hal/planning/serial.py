@@ -18,8 +18,8 @@ _MORE_LANES = 4
 _FIRST_STATES, _GROWTH, _DEARER = 16, 4, 3
 #: Pairs of a unit and a target that a state of the first sweep may cost, so that it ends in seconds.
 _PAIRS = 3_200_000
-#: States of the last sweep where nothing can be proven.
-_START_STATES = 64
+#: States of the last sweep where nothing can be proven, and the share of the time that is worth.
+_START_STATES, _START_SHARE = 64, 0.1
 #: States that take about a gigabyte.
 _MOST_STATES = 1 << 17
 #: Sweeps that look for the price of a limit.
@@ -73,6 +73,8 @@ def serial(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:
     if not applies(problem):
         return
     sweeps = _Sweeps(problem, best, _is_sum(problem))
+    if not sweeps.proves:
+        budget = budget.part(_START_SHARE * budget.left)
     most = max(4, min(_FIRST_STATES, _PAIRS // problem.time.size))
     while not budget.is_spent:
         before = budget.left

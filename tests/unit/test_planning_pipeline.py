@@ -23,7 +23,6 @@ from hal.planning.search import Best, Budget
 from hal.planning.simulate import simulate
 
 Solver = Callable[[Problem, Best, Budget, int], None]
-ANYWHERE: tuple[Solver, ...] = (pipeline_order, pipeline_local, milp_throughput)
 
 
 def pipeline(
