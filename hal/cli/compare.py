@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hal.cli import options
-from hal.cli.compare_plans import compare_plan_files, is_plan
 from hal.cli.output import emit, show
 from hal.cli.progress import shown
 from hal.cli.requests import read_request
@@ -67,6 +66,8 @@ def compare(
     --fail-if-slower.
     """
     limit = None if fail_if_slower is None else parse_limit(fail_if_slower)
+    from hal.cli.compare_plans import compare_plan_files, is_plan
+
     if b is not None and is_plan(a) and is_plan(b):
         measuring = dict(zip(_OF_MEASURING, (shape, input, time_s), strict=True))
         _refuse({"--target": target, "--targets": targets, **measuring}, "two plans")

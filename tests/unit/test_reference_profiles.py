@@ -62,14 +62,19 @@ def test_links_are_complete_or_have_reasons_when_a_profile_is_read(path: Path) -
     machine = profile_of(path)
     ends = {link.source for link in machine.links} - {HOST}
     routes = {(link.source, link.destination) for link in machine.links}
-    assert {(one, other) for one in ends for other in ends} <= routes
-    assert {end.partition("/")[0] for end in ends} == {c.device for c in machine.ceilings}
+    # A data sheet tells of no runs, and nothing of handing a tensor to oneself.
+    is_measured = any(point.n for link in machine.links for point in link.points)
+    assert {(one, other) for one in ends for other in ends if is_measured or one != other} <= routes
+    linked, rated = {end.partition("/")[0] for end in ends}, {c.device for c in machine.ceilings}
+    # Of a data sheet, what computes in the host's memory is that end of the links.
+    hosts = {device.id for device in machine.devices if device.memory_pool == "host"}
+    assert linked == rated if is_measured else linked | hosts >= rated >= linked
     for link in machine.links:
         assert link.points or link.reason
         sizes = [point.n_bytes for point in link.points]
         assert sizes == sorted(set(sizes))
         for point in link.points:
-            assert point.n >= 3
+            assert point.n >= 3 if is_measured else point.n == 0
             assert point.p10_ns <= point.p90_ns
             assert 0 <= point.median_ns <= max(point.p90_ns, 0)
         if link.points:
