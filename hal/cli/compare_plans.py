@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hal.cli import figures
+from hal.cli.compare_text import unlike_text
 from hal.cli.output import cell, emit, indented, line, one_line, show, table
 
 if TYPE_CHECKING:
@@ -66,11 +67,7 @@ def plans_text(found: PlanComparison) -> Iterator[RenderableType]:
             f"{side.created[:16].replace('T', ' ')} by hal {side.hal_version}",
             "bold",
         )
-    if found.unlike:
-        yield line("")
-        yield line("Unlike, and compared all the same (--anyway)", "bold")
-        for what in found.unlike:
-            yield indented(f"{what.field}: {what.a} in A, {what.b} in B")
+    yield from unlike_text(found.unlike)
     yield line("")
     made = table(("", "name"), ("A", "number"), ("B", "number"))
     made.add_row(cell("objective"), *map(cell, found.objectives))

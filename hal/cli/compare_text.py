@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from hal.cli import figures
 from hal.cli.output import cell, indented, line, one_line, table
-from hal.records.comparison import BlockDifference, Comparison, Difference, KernelSum, TargetComparison
+from hal.records.comparison import (
+    BlockDifference,
+    Comparison,
+    Difference,
+    KernelSum,
+    TargetComparison,
+    Unlike,
+)
 from hal.units import format_ns
 
 if TYPE_CHECKING:
@@ -37,11 +44,7 @@ def compare_text(found: Comparison, n_top: int) -> Iterator[RenderableType]:
     """
     within = _is_within(found)
     yield from _sides(found, within)
-    if found.unlike:
-        yield line("")
-        yield line("Unlike, and compared all the same (--anyway)", "bold")
-        for what in found.unlike:
-            yield indented(f"{what.field}: {what.a} in A, {what.b} in B")
+    yield from unlike_text(found.unlike)
     yield line("")
     yield line("End to end per run; ratio: time of B over that of A", "bold")
     yield _targets(found, within)
@@ -54,6 +57,15 @@ def compare_text(found: Comparison, n_top: int) -> Iterator[RenderableType]:
             yield line("")
             yield from _blocks(one, n_top)
     yield from _limit(found)
+
+
+def unlike_text(unlike: Sequence[Unlike]) -> Iterator[RenderableType]:
+    """Which conditions differ, where two records are compared all the same."""
+    if unlike:
+        yield line("")
+        yield line("Unlike, and compared all the same (--anyway)", "bold")
+        for what in unlike:
+            yield indented(f"{what.field}: {what.a} in A, {what.b} in B")
 
 
 def _is_within(found: Comparison) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,8 @@ import typer
 
 from hal.cli import options
 from hal.cli.compare import is_model
-from hal.cli.output import emit, say, show
+from hal.cli.output import emit, show
+from hal.cli.outputs import Form, check_outputs, write_outputs
 from hal.cli.progress import shown
 from hal.cli.requests import default_output
 from hal.errors import UserError
@@ -103,42 +104,37 @@ def plan(
     The finalists, every single target among them, are compiled and run in turn, and the best measured one
     is the plan. With a profile in place of MODEL, with --predict or with --with nothing is run.
     """
-    from hal.cli.plan_sources import Source, Wanted, decided
+    from hal.choosing.planner import asked
+    from hal.cli.plan_sources import Source, decided
     from hal.cli.plan_text import explanations_text, plan_json, plan_text
     from hal.planning.explain import explain_node
     from hal.records import files
     from hal.report import annotated, plan_html
 
     path = output or (None if json else _default(model))
-    for one in (path, html, annotate):
-        if one is not None:
-            files.check_free(one, force=force)
-    wanted = Wanted(
+    check_outputs((path, html, annotate), force=force)
+    constraints = asked(
         objective=objective,
         max_error=max_error,
         memory=pairs(memory or (), "--memory", "cuda:0=8GiB"),
         targets=target,
         pinned=pairs(pin or (), "--pin", "NODE=cpu:0/openvino/fp32"),
         max_partitions=max_partitions,
-        budget_s=budget_s,
     )
     if links is not None and not machine:
         raise UserError("--links says how the machines of --with are connected; name them with --with")
     source = Source(model, shape, input, tuple(machine or ()), links, options.policy(time_s), fresh)
     with shown() as progress:
-        found = decided(source, wanted, use=use, predict=predict, progress=progress)
+        found = decided(source, constraints, budget_s=budget_s, use=use, predict=predict, progress=progress)
     told = [explain_node(found.modelled, found.plan, node) for node in explain or ()]
     content = files.to_json(found.plan)
-    forms: list[tuple[Path | None, Callable[[], bytes]]] = [
+    forms: list[Form] = [
         (path, lambda: content),
-        (html, lambda: plan_html(found.plan, found.modelled.profile.facts).encode()),
+        (html, lambda: plan_html(found.plan, found.profile.facts).encode()),
         (annotate, lambda: annotated(found.graph(), found.plan).SerializeToString()),
     ]
     try:
-        for file, made in forms:
-            if file is not None:
-                files.write(file, made(), force=force)
-                say(f"Wrote {file}")
+        write_outputs(forms, force=force)
     finally:
         # What was searched and measured is printed even where a file could not be written.
         if json:

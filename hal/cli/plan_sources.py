@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,22 +16,9 @@ if TYPE_CHECKING:
     from hal.graph.model import Graph
     from hal.planning.costs import Modelled
     from hal.profiling.progress import Progress
-    from hal.records.plan import Plan
+    from hal.records.plan import Constraints, Plan
     from hal.records.profile import Profile
     from hal.sampling import Policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What was asked of the plan, as typed."""
-
-    objective: str
-    max_error: float
-    memory: Mapping[str, str]
-    targets: Sequence[str] | None
-    pinned: Mapping[str, str]
-    max_partitions: int
-    budget_s: float
 
 
 @dataclass(frozen=True)
@@ -58,11 +46,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Decided:
-    """A plan, and the problem it solves."""
+    """A plan, and what its costs were made from."""
 
     plan: Plan
-    modelled: Modelled
+    profile: Profile
     source: Source
+
+    @functools.cached_property
+    def modelled(self) -> Modelled:
+        """The problem that the plan solves."""
+        from hal.planning.costs import model
+
+        return model(self.profile, self.plan.constraints)
 
     def graph(self) -> Graph:
         """The model.
@@ -94,13 +89,20 @@ def read(path: Path, option: str) -> bytes:
 
 
 def decided(
-    source: Source, wanted: Wanted, *, use: Path | None, predict: bool, progress: Progress
+    source: Source,
+    constraints: Constraints,
+    *,
+    budget_s: float,
+    use: Path | None,
+    predict: bool,
+    progress: Progress,
 ) -> Decided:
     """Plan, and measure the finalists where that is asked for and can be.
 
     Args:
         source: Where costs come from.
-        wanted: What is asked.
+        constraints: What is asked.
+        budget_s: Seconds for each search.
         use: A plan whose placement is taken; then nothing is searched and nothing measured.
         predict: Measure nothing beyond the profile.
         progress: Told of what happens.
@@ -111,19 +113,11 @@ def decided(
         PlanError: The plan of ``use`` does not fit.
     """
     from hal.choosing.choose import chosen, profiled, searching
-    from hal.choosing.planner import asked, predicted
+    from hal.choosing.planner import predicted
     from hal.planning.costs import model as modelled_of
     from hal.planning.plans import assignment_of, plan_of
     from hal.records.reading import read_plan
 
-    constraints = asked(
-        objective=wanted.objective,
-        max_error=wanted.max_error,
-        memory=wanted.memory,
-        targets=wanted.targets,
-        pinned=wanted.pinned,
-        max_partitions=wanted.max_partitions,
-    )
     is_here = is_model(source.word) and not source.machines
     if not is_here and (source.fresh or source.policy is not None):
         raise UserError(
@@ -142,16 +136,15 @@ def decided(
             progress=progress,
         )
         if given is None and not predict:
-            plan = chosen(job, profile, constraints, budget_s=wanted.budget_s)
-            return Decided(plan, modelled_of(profile, constraints), source)
+            return Decided(chosen(job, profile, constraints, budget_s=budget_s), profile, source)
     else:
         profile = _profile(source, progress)
     modelled = modelled_of(profile, constraints)
     progress.stage(searching())
     if given is None:
-        return Decided(predicted(modelled, budget_s=wanted.budget_s), modelled, source)
+        return Decided(predicted(modelled, budget_s=budget_s), profile, source)
     assignment = assignment_of(modelled, given)
-    return Decided(plan_of(modelled, assignment, solver=str(use)), modelled, source)
+    return Decided(plan_of(modelled, assignment, solver=str(use)), profile, source)
 
 
 def _profile(source: Source, progress: Progress) -> Profile:

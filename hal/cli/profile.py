@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +11,9 @@ import typer
 
 from hal.cli import options
 from hal.cli.output import emit, say, show
+from hal.cli.outputs import Form, check_outputs, write_outputs
 from hal.cli.progress import shown
 from hal.cli.requests import default_output, read_request
-from hal.errors import UserError
 
 if TYPE_CHECKING:
     from hal.records.profile import Profile
@@ -66,13 +65,7 @@ def profile(
     from hal.records import files
 
     path = output or (None if json else default_output(model))
-    asked = [one for one in (path, html, trace, speedscope) if one is not None]
-    for one in asked:
-        files.check_free(one, force=force)
-    if len({one.resolve() for one in asked}) < len(asked):
-        raise UserError(
-            f"two of the files to write are the same: {', '.join(map(str, asked))}; name each once"
-        )
+    check_outputs((path, html, trace, speedscope), force=force)
     policy = options.policy(time_s)
     request = read_request(model, shape, input)
 
@@ -94,17 +87,14 @@ def profile(
             progress=progress,
         )
     content = files.to_json(measured)
-    forms: list[tuple[Path | None, Callable[[], bytes]]] = [
+    forms: list[Form] = [
         (path, lambda: content),
         (html, lambda: report.html(measured).encode()),
         (trace, lambda: report.chrome_trace(measured)),
         (speedscope, lambda: report.speedscope(measured)),
     ]
     try:
-        for file, made in forms:
-            if file is not None:
-                files.write(file, made(), force=force)
-                say(f"Wrote {file}")
+        write_outputs(forms, force=force)
     finally:
         # Minutes of measuring are printed even where the file could not be written.
         if json:

@@ -249,6 +249,7 @@ class Executor(Executable):
         try:
             for number, (run, reads, writes, last) in enumerate(self._calls):
                 started_ns = time.perf_counter_ns()
+                # None of them is None: steps come in the order in which their inputs are there.
                 made = run([values[slot] for slot in reads], rooms[number])  # type: ignore[misc]
                 for slot in last:
                     values[slot] = None

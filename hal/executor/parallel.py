@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -112,7 +113,7 @@ class Request:
         self.values[slot] = tensor
         for handoff in self._program.handoffs.get(slot, ()):
             self._under_way += 1
-            self._threads.bring(handoff.silicon, lambda handoff=handoff: self._bring(handoff))  # type: ignore[misc]
+            self._threads.bring(handoff.silicon, functools.partial(self._bring, handoff))
         return self._less(self._readers.get(slot, ()))
 
     def _less(self, numbers: Sequence[int]) -> list[int]:
@@ -129,7 +130,7 @@ class Request:
         for number in sorted(numbers):
             self._under_way += 1
             silicon = self._program.steps[number].silicon
-            self._threads.compute(silicon, lambda number=number: self._step(number))  # type: ignore[misc]
+            self._threads.compute(silicon, functools.partial(self._step, number))
 
     def _release(self, slots: Sequence[int]) -> None:
         for slot in slots:
@@ -153,6 +154,7 @@ class Request:
         failure: Exception | None = None
         try:
             if self._error is None:
+                # None of them is None: a step starts when all that it reads is there.
                 inputs: list[Tensor] = [self.values[slot] for slot in step.reads]  # type: ignore[misc]
                 began_ns = time.perf_counter_ns()
                 outputs = step.compiled.executable.run(inputs, self._rooms[number])

@@ -201,12 +201,26 @@ def peaks_of(
             if high[m] > low[m]:
                 begin[count], end[count], size[count], where[count] = low[m], high[m], tensor_bytes[x], m
                 count += 1
+    return highest(begin[:count], end[:count], size[:count], where[:count], fixed)
+
+
+@compiled
+def highest(begin: Floats, end: Floats, size: Floats, where: Ints, fixed: Floats) -> Floats:
+    """Highest use of each pool.
+
+    Args:
+        begin: float64[k]: when each piece comes.
+        end: float64[k]: when it is gone; what goes at a time makes room for what comes then.
+        size: float64[k]: its bytes.
+        where: int[k]: its pool.
+        fixed: float64[m]: bytes of each pool that are in use all the time.
+    """
     peaks = fixed.copy()
     used = fixed.copy()
-    by_begin, by_end = np.argsort(begin[:count]), np.argsort(end[:count])
+    by_begin, by_end = np.argsort(begin), np.argsort(end)
     gone = 0
     for at in by_begin:
-        while gone < count and end[by_end[gone]] <= begin[at]:
+        while gone < len(end) and end[by_end[gone]] <= begin[at]:
             used[where[by_end[gone]]] -= size[by_end[gone]]
             gone += 1
         used[where[at]] += size[at]

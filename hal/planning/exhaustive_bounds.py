@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hal.planning.check import highest
 from hal.planning.compiled import compiled
 from hal.planning.exhaustive_steps import (
     ENERGY,
@@ -85,17 +86,7 @@ def peaks(f: Flat, k: Tiny, st: State, d: int) -> Floats:
             if high[m] > low[m]:
                 begin[count], end[count], size[count], where[count] = low[m], high[m], k.tensor_bytes[x], m
                 count += 1
-    found: Floats = st.weight[d].copy()
-    used = found.copy()
-    by_begin, by_end = np.argsort(begin[:count]), np.argsort(end[:count])
-    gone = 0
-    for at in by_begin:
-        while gone < count and end[by_end[gone]] <= begin[at]:
-            used[where[by_end[gone]]] -= size[by_end[gone]]
-            gone += 1
-        used[where[at]] += size[at]
-        found[where[at]] = max(found[where[at]], used[where[at]])
-    return found
+    return highest(begin[:count], end[:count], size[:count], where[:count], st.weight[d])
 
 
 @compiled

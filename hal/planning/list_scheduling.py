@@ -13,7 +13,7 @@ from hal.planning.domains import domains, groups
 from hal.planning.flat import CHARGE_TARGET, Flat, flat
 from hal.planning.problem import Floats, Ints, Problem, Small
 from hal.planning.search import Best, Budget
-from hal.planning.timeline import fill, off_the_line, tails
+from hal.planning.timeline import carried, fill, off_the_line, tails
 
 #: How many calls of a silicon are looked at for a gap before them, the last ones first. Most gaps that a unit
 #: fits are near the end, since units come in nearly the order in which they start; without a limit, long
@@ -292,21 +292,7 @@ def _handed(
                 if a != b or f.by_unit:
                     taken += long
             elif long > 0:
-                c = f.silicon[a]
-                link = f.link[a, b]
-                if f.send_port:
-                    arrival = max(arrival, ports[c])
-                if f.receive_port:
-                    arrival = max(arrival, ports[n_silicons + s])
-                if link >= 0:
-                    arrival = max(arrival, ports[2 * n_silicons + link])
-                arrival += long
-                if f.send_port:
-                    ports[c] = arrival
-                if f.receive_port:
-                    ports[n_silicons + s] = arrival
-                if link >= 0:
-                    ports[2 * n_silicons + link] = arrival
+                arrival = carried(f, ports, n_silicons, 2 * n_silicons, a, b, arrival, long)
         there = max(there, arrival)
         if keeps:
             arrived[x, b] = arrival

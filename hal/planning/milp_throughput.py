@@ -54,7 +54,7 @@ def milp_throughput(problem: Problem, best: Best, budget: Budget, seed: int = 0)
         give_start(solver, p, _relabelled(found, kinds, heavy, best.proposal.assignment.target))
     solutions: queue.SimpleQueue[Floats] = queue.SimpleQueue()
 
-    def on_solution(event: highspy.cb.HighsCallbackEvent) -> None:  # type: ignore[name-defined]
+    def on_solution(event: highspy.cb.HighsCallbackEvent) -> None:  # type: ignore[name-defined]  # no types
         solutions.put(np.array(event.data_out.mip_solution))
 
     solver.cbMipImprovingSolution += on_solution

@@ -136,6 +136,7 @@ class Problem:
     producer: Ints
     read_tensor: Ints
     read_unit: Ints
+    # None until the problem is made: then all are arrays, and readers need not ask.
     is_output: npt.NDArray[np.bool_] = None  # type: ignore[assignment]
     tensor_bytes: Ints = None  # type: ignore[assignment]
     transfer: Floats = None  # type: ignore[assignment]

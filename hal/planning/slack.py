@@ -7,7 +7,7 @@ import numpy as np
 from hal.planning.compiled import compiled
 from hal.planning.evaluate import sort
 from hal.planning.flat import CHARGE_EDGE, CHARGE_TARGET, Flat
-from hal.planning.timeline import Line
+from hal.planning.timeline import Line, carried
 
 
 @compiled
@@ -70,20 +70,7 @@ def settle(f: Flat, plan: Line, restart: int, stop: int) -> None:
             if c != s and f.overlap and long > 0:
                 if by_target and plan.arrived_for[x, b] != lo:
                     continue
-                link = f.link[a, b]
-                if f.send_port:
-                    path = max(path, state[c])
-                if f.receive_port:
-                    path = max(path, state[receive_at + s])
-                if link >= 0:
-                    path = max(path, state[link_at + link])
-                path += long
-                if f.send_port:
-                    state[c] = path
-                if f.receive_port:
-                    state[receive_at + s] = path
-                if link >= 0:
-                    state[link_at + link] = path
+                path = carried(f, state, receive_at, link_at, a, b, path, long)
             plan.fresh[x] = max(plan.fresh[x], path)
         for at in range(lo, hi):
             unit = plan.unit_at[at]

@@ -166,6 +166,39 @@ def fill(to: AnyArray, source: AnyArray) -> None:
 
 
 @compiled
+def carried(
+    f: Flat, busy: Floats, receive_at: int, link_at: int, a: int, b: int, begin: float, long: float
+) -> float:
+    """When a handoff that overlaps ends; its ports and its link are taken until then.
+
+    Args:
+        f: The problem.
+        busy: Until when send ports (from 0), receive ports and links are taken.
+        receive_at: Where receive ports begin in it.
+        link_at: Where links begin in it.
+        a: Target that makes the tensor.
+        b: Target that reads it.
+        begin: When the tensor is there.
+        long: How long it takes; above 0.
+    """
+    send, receive, link = f.silicon[a], receive_at + f.silicon[b], f.link[a, b]
+    if f.send_port:
+        begin = max(begin, busy[send])
+    if f.receive_port:
+        begin = max(begin, busy[receive])
+    if link >= 0:
+        begin = max(begin, busy[link_at + link])
+    end = begin + long
+    if f.send_port:
+        busy[send] = end
+    if f.receive_port:
+        busy[receive] = end
+    if link >= 0:
+        busy[link_at + link] = end
+    return end
+
+
+@compiled
 def tails(f: Flat) -> Floats:
     """float64[n, t]: the least time from the end of a unit's partition, on a target, to the end of the plan.
 
@@ -303,20 +336,7 @@ def timed(f: Flat, plan: Line, first: int, last: int, limit: float) -> tuple[flo
             if c == s or not f.overlap:
                 taken += long
             elif long > 0:
-                link = f.link[a, b]
-                if f.send_port:
-                    arrival = max(arrival, machine[c])
-                if f.receive_port:
-                    arrival = max(arrival, machine[receive_at + s])
-                if link >= 0:
-                    arrival = max(arrival, machine[link_at + link])
-                arrival += long
-                if f.send_port:
-                    machine[c] = arrival
-                if f.receive_port:
-                    machine[receive_at + s] = arrival
-                if link >= 0:
-                    machine[link_at + link] = arrival
+                arrival = carried(f, machine, receive_at, link_at, a, b, arrival, long)
             ready = max(ready, arrival)
             if by_target:
                 plan.new_arrived[x, b], plan.arrived_in[x, b] = arrival, stamp

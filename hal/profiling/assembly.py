@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from hal.backend import Target
+from hal.graph.model import Graph
 from hal.planning.units import remarks, units
 from hal.profiling.discovery import Discovery
 from hal.profiling.machine import public
@@ -102,7 +103,17 @@ def merge(
 
 def model_info(subject: Subject) -> ModelInfo:
     """The model and its inputs, as the record tells them."""
-    graph = subject.graph
+    return graph_info(subject.graph, subject.inputs_from, _digest(subject))
+
+
+def graph_info(graph: Graph, inputs_from: str, inputs_digest: str = "") -> ModelInfo:
+    """A model as records tell of it.
+
+    Args:
+        graph: The bound graph.
+        inputs_from: Where its inputs come from, in words.
+        inputs_digest: Of their values; empty where there are none.
+    """
     return ModelInfo(
         name=graph.name,
         digest=graph.digest,
@@ -111,8 +122,8 @@ def model_info(subject: Subject) -> ModelInfo:
         weight_bytes=graph.weight_bytes,
         inputs=graph.signature.inputs,
         outputs=graph.signature.outputs,
-        inputs_from=subject.inputs_from,
-        inputs_digest=_digest(subject),
+        inputs_from=inputs_from,
+        inputs_digest=inputs_digest,
     )
 
 

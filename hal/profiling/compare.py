@@ -20,6 +20,7 @@ from hal.records.comparison import (
     TargetComparison,
 )
 from hal.records.facts import ModelFacts
+from hal.records.plan import Plan
 from hal.records.profile import KernelCost, KernelTable, Profile, TargetProfile, Timing, UnitCost
 from hal.stats import RatioEstimate
 from hal.version import __version__
@@ -67,8 +68,8 @@ def compare_profiles(
     return Comparison(
         schema_version=COMPARISON_SCHEMA_VERSION,
         hal_version=__version__,
-        a=_side(a, labels[0]),
-        b=_side(b, labels[1]),
+        a=side_of(a, labels[0]),
+        b=side_of(b, labels[1]),
         targets=tuple(_compared(ours[name], theirs[name], facts, no_facts, paired=False) for name in names),
         unlike=differing,
         only_a=tuple(name for name in ours if name not in theirs),
@@ -111,7 +112,7 @@ def compare_targets(profile: Profile, a: str, b: str, *, label: str = "A") -> Co
     )
     if compared.reason:
         raise TargetError(f"{a} and {b} of {label} cannot be compared: {compared.reason}")
-    side = _side(profile, label)
+    side = side_of(profile, label)
     return Comparison(
         schema_version=COMPARISON_SCHEMA_VERSION,
         hal_version=__version__,
@@ -142,13 +143,14 @@ def _chosen(
     return [name for name in shared if any(fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _side(profile: Profile, label: str) -> Side:
+def side_of(record: Profile | Plan, label: str) -> Side:
+    """What a comparison says of a record that is compared."""
     return Side(
         label=label,
-        model=profile.model.name,
-        digest=profile.model.digest,
-        created=profile.created,
-        hal_version=profile.hal_version,
+        model=record.model.name,
+        digest=record.model.digest,
+        created=record.created,
+        hal_version=record.hal_version,
     )
 
 

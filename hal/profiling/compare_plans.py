@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hal.errors import UnlikeProfiles, problems
-from hal.profiling.compare import end_to_end
+from hal.profiling.compare import end_to_end, side_of
 from hal.profiling.unlike import unlike_environments
-from hal.records.comparison import Difference, Side, Unlike
+from hal.records.comparison import Difference, Unlike
 from hal.records.plan import Plan
 from hal.records.plan_comparison import Move, PlanComparison
 
@@ -41,8 +41,8 @@ def compare_plans(
     moves, n_same = _moves(a, b)
     measured = end_to_end(a.measured, b.measured, paired=False) if a.measured and b.measured else None
     return PlanComparison(
-        a=_side(a, labels[0]),
-        b=_side(b, labels[1]),
+        a=side_of(a, labels[0]),
+        b=side_of(b, labels[1]),
         unlike=differing,
         objectives=(a.constraints.objective, b.constraints.objective),
         predicted_ns=(a.predicted.latency_ns, b.predicted.latency_ns),
@@ -74,16 +74,6 @@ def _unlike(a: Plan, b: Plan) -> tuple[Unlike, ...]:
     if a.environment is not None and b.environment is not None:
         found += unlike_environments(a.environment, b.environment)
     return found
-
-
-def _side(plan: Plan, label: str) -> Side:
-    return Side(
-        label=label,
-        model=plan.model.name,
-        digest=plan.model.digest,
-        created=plan.created,
-        hal_version=plan.hal_version,
-    )
 
 
 def _moves(a: Plan, b: Plan) -> tuple[tuple[Move, ...], int]:

@@ -28,6 +28,7 @@ from hal.graph.model import Graph
 from hal.planning.costs_times import CALL_NS
 from hal.planning.units import remarks, units
 from hal.profiling import predict
+from hal.profiling.assembly import graph_info
 from hal.profiling.predict_target import LAUNCH_NS, ROOFLINE_HIGH, ROOFLINE_LOW
 from hal.profiling.preflight import preflight
 from hal.profiling.roofline import ceiling_for, limited_unit
@@ -38,7 +39,6 @@ from hal.records.profile import (
     SCHEMA_VERSION,
     KernelCost,
     KernelTable,
-    ModelInfo,
     OutputError,
     Profile,
     TargetProfile,
@@ -122,7 +122,7 @@ def estimated(
         schema_version=SCHEMA_VERSION,
         hal_version=__version__,
         created=machine.created,
-        model=_info(graph),
+        model=graph_info(graph, "shapes alone"),
         environment=machine.environment,
         plugins=(),
         devices=machine.devices,
@@ -323,17 +323,4 @@ def _errors(graph: Graph, own: float, target: str, n_kernels: int) -> tuple[Outp
     return tuple(
         OutputError(name=spec.name, relative_l2=error, max_abs=None, sqnr_db=None)
         for spec in graph.signature.outputs
-    )
-
-
-def _info(graph: Graph) -> ModelInfo:
-    return ModelInfo(
-        name=graph.name,
-        digest=graph.digest,
-        opset=graph.opset,
-        n_nodes=len(graph.nodes),
-        weight_bytes=graph.weight_bytes,
-        inputs=graph.signature.inputs,
-        outputs=graph.signature.outputs,
-        inputs_from="shapes alone",
     )

@@ -7,12 +7,12 @@ import functools
 import gzip
 import hashlib
 import json
-from importlib import resources
 from typing import Any
 
 from hal.records.profile import Profile
 from hal.report.data import payload
 from hal.report.overview import overview
+from hal.report.template import read, render, safe
 
 #: In the order in which they are joined; later ones use what earlier ones define.
 _SCRIPTS = ("format.js", "grid.js", "inspector.js", "charts.js", "kernels.js", "units.js", "page.js")
@@ -24,29 +24,21 @@ def html(profile: Profile) -> str:
     Nothing of the page is loaded from elsewhere: a content security policy forbids it, and allows only the
     two scripts in it, by digest, so that no name from a model could run as one.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hal.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    script = "(() => {\n'use strict';\n" + "".join(map(_read, _SCRIPTS)) + "})();\n"
+    script = "(() => {\n'use strict';\n" + "".join(map(read, _SCRIPTS)) + "})();\n"
     plotly, plotly_digest = _plotly()
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}' '{plotly_digest}'; "
         # Plotly sets style attributes, which no digest can allow; styles load nothing under this policy.
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         view=overview(profile),
         policy=policy,
-        style=_safe(_read("report.css")),
-        script=_safe(script),
-        data=_safe(embedded(payload(profile))),
-        plotly=_safe(plotly),
+        style=safe(read("report.css")),
+        script=safe(script),
+        data=safe(embedded(payload(profile))),
+        plotly=safe(plotly),
     )
 
 
@@ -56,17 +48,6 @@ def embedded(value: Any) -> str:
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _safe(text: str) -> Any:
-    import markupsafe
-
-    # Only for what this package wrote or escaped itself.
-    return markupsafe.Markup(text)
-
-
-def _read(name: str) -> str:
-    return (resources.files("hal.report") / name).read_text("utf-8")
 
 
 @functools.cache

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
 from hal.records.facts import ModelFacts
 from hal.records.plan import Finalist, Plan
 from hal.report.plan_drawing import Drawing, bars, colours, graph
+from hal.report.template import read, render, safe
 from hal.report.text import visible
 from hal.units import format_bytes, format_ns
 
@@ -43,20 +43,7 @@ def plan_html(plan: Plan, facts: ModelFacts | None = None) -> str:
         plan: The plan.
         facts: Of the model; the graph is drawn node by node where they are given, else by partitions.
     """
-    import jinja2
-    import markupsafe
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hal.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    style = (resources.files("hal.report") / "report.css").read_text("utf-8")
-    return environment.get_template("plan.html").render(
-        view=_view(plan, facts), style=markupsafe.Markup(style)
-    )
+    return render("plan.html", view=_view(plan, facts), style=safe(read("report.css")))
 
 
 def _view(plan: Plan, facts: ModelFacts | None) -> PlanView:

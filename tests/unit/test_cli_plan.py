@@ -128,6 +128,7 @@ def test_plan_compares_equal_with_itself_when_compared(
         (["demo:digits", "--with", "absent.json"], "--with 'absent.json' cannot be read"),
         (["demo:digits", "--with", "{epyc}", "--memory", "cpu:0=1kib"], "host"),
         (["demo:digits", "--with", "{epyc}", "--objective", "beauty"], "beauty"),
+        (["demo:digits", "--html", "a.out", "--annotate", "a.out"], "two of the files to write are the same"),
     ],
 )
 def test_plan_refuses_when_words_do_not_go_together(
