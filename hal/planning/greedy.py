@@ -145,12 +145,7 @@ def _exhausted(graph: Dag, f: Flat, target: Small, rank: Small) -> Small:
     for unit in f.order:
         waiting[unit] = graph.before_at[unit + 1] - graph.before_at[unit]
         if waiting[unit] == 0:
-            b = target[unit]
-            if head[b] < 0:
-                head[b] = unit
-            else:
-                follows[tail[b]] = unit
-            tail[b] = unit
+            _enqueue(head, tail, follows, target[unit], unit)
     count, done = 0, 0
     while done < n:
         now = -1
@@ -167,11 +162,16 @@ def _exhausted(graph: Dag, f: Flat, target: Small, rank: Small) -> Small:
                 reader = graph.after[at]
                 waiting[reader] -= 1
                 if waiting[reader] == 0:
-                    b = target[reader]
-                    if head[b] < 0:
-                        head[b] = reader
-                    else:
-                        follows[tail[b]] = reader
-                    tail[b] = reader
+                    _enqueue(head, tail, follows, target[reader], reader)
         count += 1
     return partition
+
+
+@compiled
+def _enqueue(head: Small, tail: Small, follows: Small, b: int, unit: int) -> None:
+    """Put a unit at the end of a target's queue."""
+    if head[b] < 0:
+        head[b] = unit
+    else:
+        follows[tail[b]] = unit
+    tail[b] = unit

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from hal.planning.blocks import polished
 from hal.planning.call_moves import anneal, number
 from hal.planning.calls import applies, calls, rules_of
 from hal.planning.check import check
@@ -221,38 +220,3 @@ def test_anneal_finds_the_published_optimum_when_accelerators_run_one_partition(
 
     assert value == pytest.approx(optimum, rel=1e-6)
     assert not simulate(problem, Assignment(*found)).violations
-
-
-@settings(max_examples=80, deadline=None)
-@given(plans(12, 3))
-def test_polished_is_never_worse_when_the_plan_is_any(drawn: tuple[Problem, Assignment]) -> None:
-    problem, plan = drawn
-    before = check(problem, plan)
-
-    after = check(problem, polished(problem, plan))
-
-    assert after.objective(problem) <= before.objective(problem)
-    assert len(after.violations) <= len(before.violations)
-
-
-def test_polished_merges_partitions_when_calls_cost_time() -> None:
-    problem = graph([(0, 1), (1, 2)], [[1.0]] * 3, call=[5.0])
-
-    found = polished(problem, Assignment(np.zeros(3, np.int32), np.arange(3, dtype=np.int32)))
-
-    assert found.n_partitions == 1
-
-
-def test_polished_gives_a_partition_its_better_target_when_there_is_one() -> None:
-    problem = graph([(0, 1)], [[5.0, 1.0], [5.0, 1.0]])
-
-    found = polished(problem, Assignment(np.zeros(2, np.int32), np.zeros(2, np.int32)))
-
-    assert found.target.tolist() == [1, 1]
-
-
-def test_polished_leaves_a_plan_alone_when_units_start_alone() -> None:
-    problem = graph([(0, 1)], [[5.0, 1.0], [5.0, 1.0]], start="unit")
-    plan = Assignment(np.zeros(2, np.int32), np.arange(2, dtype=np.int32))
-
-    assert polished(problem, plan) is plan
