@@ -18,7 +18,6 @@ median, 20% at worst. The machine must be idle. Needs tests/models (make env).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,21 +26,21 @@ import msgspec
 import numpy as np
 
 from hal import stats
-from hal.choosing.choose import choose, resting_twins
+from hal.choosing.choose import choose, profiled
 from hal.choosing.finalists import spots_of
 from hal.errors import HalError
 from hal.executor.backend import PLAN, plan_ref, plan_target
 from hal.executor.partitions import Piece
-from hal.planning.costs import Modelled, model
+from hal.planning.costs import Modelled, model, plain_twin
 from hal.planning.plans import plan_of
 from hal.planning.problem import Assignment
 from hal.planning.simulate import simulate
 from hal.profiling import judge
-from hal.profiling.engine import Job, prepare, profile_of, reference_of
+from hal.profiling.engine import Job, reference_of
 from hal.profiling.sources import Subject, resolve
 from hal.records.plan import Constraints, Finalist
 from hal.records.profile import Profile
-from hal.records.targets import Configuration, Target
+from hal.records.targets import Target
 from hal.sampling import Policy, is_enough
 from hal.tensor import Array, as_numpy
 from hal.units import format_ns
@@ -152,10 +151,7 @@ def _rounds(own: Finalist, best: Finalist) -> list[float]:
 
 def random_plans(name: str, subject: Subject, n_plans: int, seed: int = 0) -> Iterator[RandomPlan]:
     """Predict random plans and run them, all in one child process."""
-    job = prepare(subject, None, None, None, None, None, False, True, None)
-    twins = resting_twins(job.discovery, job.targets)
-    job = dataclasses.replace(job, targets=[*job.targets, *twins])
-    profile = profile_of(job)
+    job, profile = profiled(subject, constraints=Constraints(max_error=1.0))
     modelled = model(profile, Constraints(max_error=float("inf")))
     usable = usable_targets(modelled, profile)
     if modelled.problem.n_units < 2 or not usable:
@@ -170,7 +166,7 @@ def random_plans(name: str, subject: Subject, n_plans: int, seed: int = 0) -> It
     with WorkerBackend(plan_ref(spots_of(job.discovery), pieces)) as backend:
         backend.discover()
         for (key, parts), assignment in zip(pieces.items(), assignments, strict=True):
-            predicted_ns = round(simulate(modelled.problem, assignment).latency)
+            predicted_ns = round(simulate(modelled.carried_out(assignment), assignment).latency)
             placement = ", then ".join(f"{part.target} ({len(part.nodes)})" for part in parts)
             line = RandomPlan(model=name, placement=placement, predicted_ns=predicted_ns)
             yield _measured(line, backend, job, plan_target(key, parts), reference)
@@ -199,27 +195,21 @@ def random_assignments(
 def usable_targets(modelled: Modelled, profile: Profile) -> list[int]:
     """Targets that can compute every unit and whose kernels tell what a part costs.
 
-    Of a target with a resting twin the twin: it is what runs in a plan of several partitions.
+    Of those that differ only in their threads (all that spin, all that sleep, one), the fastest that a plan
+    of several partitions may have.
     """
     names = modelled.problem.target_names
     tables = {target.target: target.kernels for target in profile.targets}
-    found = []
+    timings = {target.target: target.timing for target in profile.targets}
+    fastest: dict[str, tuple[int, int]] = {}
     for at, name in enumerate(names):
-        table = tables[name]
-        target = Target.parse(name)
-        options = {**dict(target.configuration.options), "spinning": False}
-        twin = msgspec.structs.replace(
-            target, configuration=Configuration.of(target.configuration.precision, options)
-        )
-        has_twin = str(twin) in names and str(twin) != name
-        if (
-            modelled.problem.allowed[:, at].all()
-            and table is not None
-            and table.defines_units
-            and not has_twin
-        ):
-            found.append(at)
-    return found
+        table, timing = tables[name], timings[name]
+        if not modelled.problem.allowed[:, at].all() or timing is None or at in modelled.only_whole:
+            continue
+        if table is not None and table.defines_units:
+            plain = plain_twin(name) or name
+            fastest[plain] = min(fastest.get(plain, (timing.median_ns, at)), (timing.median_ns, at))
+    return [at for _, at in fastest.values()]
 
 
 def _measured(

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 
-from hal.backend import Configuration, Target
+from hal.backend import Configuration, OptionValue, Target
 from hal.choosing.feedback import learn
 from hal.choosing.finalists import WORTH, Arena, Candidate, Measured, best_of, finalist_of, measure
 from hal.choosing.planner import asked
 from hal.errors import PlanError, problems
 from hal.graph.facts import facts
 from hal.planning.compiled import is_new
-from hal.planning.costs import Modelled
+from hal.planning.costs import Modelled, plain_twin
 from hal.planning.costs import model as modelled_of
-from hal.planning.plans import plan_of
+from hal.planning.plans import plan_of, ranked
 from hal.planning.portfolio import solve
 from hal.profiling.discovery import Discovery
 from hal.profiling.engine import Job, prepare, profile_of, reference_of
 from hal.profiling.progress import Progress
 from hal.records.plan import BoundaryCost, Constraints, Plan
-from hal.records.profile import Profile
+from hal.records.profile import Profile, Timing
 from hal.sampling import Policy
 from hal.worker import Deadlines
 
@@ -135,9 +136,19 @@ def profiled(
     job = prepare(model, inputs, shapes, patterns, policy, deadlines, False, True, progress)
     everything = constraints.max_error > 0
     wanted = [t for t in job.targets if everything or t.configuration.precision == "fp32"] or job.targets
-    twins = [] if constraints.max_partitions == 1 else list(resting_twins(job.discovery, wanted))
-    job = replace(job, targets=[*wanted, *twins])
-    return job, profile_of(job, fresh=fresh)
+    job = replace(job, targets=[*wanted, *twins(job.discovery, wanted, "threads", 1)])
+    profile = profile_of(job, fresh=fresh)
+    if constraints.max_partitions == 1:
+        return job, profile
+    # Where more threads do not make it faster, they need not be put to rest: one will do.
+    taken = {t.target: t.timing.median_ns for t in profile.targets if t.timing is not None}
+    ones = {str(plain_twin(name)): ns for name, ns in taken.items() if plain_twin(name)}
+    helped = [t for t in wanted if taken.get(str(t), math.inf) < ones.get(str(t), math.inf)]
+    resting = list(twins(job.discovery, helped, "spinning", False))
+    if not resting:
+        return job, profile
+    job = replace(job, targets=[*job.targets, *resting])
+    return job, profile_of(job)
 
 
 def chosen(job: Job, profile: Profile, constraints: Constraints, *, budget_s: float = 2.0) -> Plan:
@@ -166,22 +177,32 @@ def searching(what: str = "") -> str:
     return f"searching{what}{first}"
 
 
-def resting_twins(discovery: Discovery, targets: Sequence[Target]) -> Iterator[Target]:
-    """Targets as they run in plans of several partitions, where that differs: with idle threads at rest."""
+def twins(
+    discovery: Discovery, targets: Sequence[Target], option: str, value: OptionValue
+) -> Iterator[Target]:
+    """The same targets with an option set, where their backend offers it and they do not say otherwise.
+
+    Args:
+        discovery: Says what is offered.
+        targets: The targets.
+        option: ``threads`` or ``spinning``: what keeps runtimes in one process out of each other's way.
+        value: Of the option; targets for which it is the default are left out.
+    """
     for target in targets:
         options = dict(target.configuration.options)
         offered = next(
             (
-                {option.name for option in found.options}
+                {spec.name: spec.default for spec in found.options}
                 for found in discovery.found
                 if (found.backend, found.device.id, found.device.variant)
                 == (target.backend, target.device, target.variant)
             ),
-            frozenset[str](),
+            dict[str, OptionValue](),
         )
-        if "spinning" in offered and "spinning" not in options:
-            resting = Configuration.of(target.configuration.precision, {**options, "spinning": False})
-            yield msgspec.structs.replace(target, configuration=resting)
+        if option not in offered or option in options or offered[option] == value:
+            continue
+        changed = Configuration.of(target.configuration.precision, {**options, option: value})
+        yield msgspec.structs.replace(target, configuration=changed)
 
 
 def _rounds(
@@ -213,11 +234,9 @@ def _rounds(
 def candidates(modelled: Modelled, profile: Profile, budget_s: float, number: int) -> list[Candidate]:
     """The placements worth measuring: all on one target, then the best mixed ones.
 
-    A target whose threads rest is left out as a single target where the same one with threads that spin is
-    there: nobody would choose it.
+    A target that was made for mixed plans is left out as a single target where the plain one is faster.
     """
-    solution = solve(modelled.problem, budget_s=budget_s, finalists=FINALISTS)
-    names = modelled.problem.target_names
+    solution = ranked(modelled, solve(modelled.problem, budget_s=budget_s, finalists=FINALISTS))
     timings = {target.target: target.timing for target in profile.targets}
     made: list[Candidate] = []
     for proposal in solution.proposals:
@@ -230,10 +249,10 @@ def candidates(modelled: Modelled, profile: Profile, budget_s: float, number: in
         )
         predicted_ns = plan.predicted.latency_ns
         if len(plan.partitions) == 1:
-            target = Target.parse(plan.partitions[0].target)
-            if _spins(target, names):
+            name = plan.partitions[0].target
+            if _is_beaten_by_plain(name, timings):
                 continue
-            timing = timings[plan.partitions[0].target]
+            timing = timings[name]
             predicted_ns = timing.median_ns if timing else predicted_ns
         made.append(Candidate(proposal.solver, plan, predicted_ns, number))
     alone = [one for one in made if len(one.plan.targets) == 1]
@@ -244,13 +263,16 @@ def candidates(modelled: Modelled, profile: Profile, budget_s: float, number: in
     return [*alone, *mixed[: max(FINALISTS - len(alone), 1)]]
 
 
-def _spins(target: Target, names: Sequence[str]) -> bool:
-    """Whether this is the resting twin of a target that is there."""
-    options = dict(target.configuration.options)
-    if options.pop("spinning", True) is not False:
+def _is_beaten_by_plain(name: str, timings: Mapping[str, Timing | None]) -> bool:
+    """Whether a target that was made for mixed plans need not be tried alone.
+
+    With threads that sleep it is never faster than with threads that spin; with one thread it may be.
+    """
+    plain = plain_twin(name)
+    theirs, ours = timings.get(plain or ""), timings.get(name)
+    if theirs is None or ours is None:
         return False
-    plain = Configuration.of(target.configuration.precision, options)
-    return str(msgspec.structs.replace(target, configuration=plain)) in names
+    return "spinning" in dict(Target.parse(name).configuration.options) or ours.median_ns >= theirs.median_ns
 
 
 def _is_promising(one: Candidate, known: Mapping[str, Measured], objective: str) -> bool:

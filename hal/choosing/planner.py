@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hal.errors import InputError
 from hal.planning.costs import Modelled, model
-from hal.planning.plans import plan_of
+from hal.planning.plans import plan_of, ranked
 from hal.planning.portfolio import solve
 from hal.records.machine import MachineProfile
 from hal.records.plan import Constraints, Plan
@@ -68,7 +68,7 @@ def predicted(modelled: Modelled, *, budget_s: float = 2.0) -> Plan:
     Raises:
         Infeasible: No plan keeps all constraints; says which cannot hold and by how much.
     """
-    solution = solve(modelled.problem, budget_s=budget_s)
+    solution = ranked(modelled, solve(modelled.problem, budget_s=budget_s))
     return plan_of(
         modelled,
         solution.best.assignment,

@@ -331,9 +331,10 @@ def _resting(place: Place, configuration: Configuration) -> Configuration:
     25 ms (hal.profiling.chain measures links likewise).
     """
     offered = {spec.name for spec in place.backend.options(place.device)}
-    if "spinning" not in offered or any(name == "spinning" for name, _ in configuration.options):
+    options: dict[str, OptionValue] = dict(configuration.options)
+    if "spinning" not in offered or "spinning" in options or options.get("threads") == 1:
         return configuration
-    options: dict[str, OptionValue] = {**dict(configuration.options), "spinning": False}
+    options["spinning"] = False
     return Configuration.of(configuration.precision, options)
 
 

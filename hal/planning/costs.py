@@ -15,6 +15,7 @@ The problem's times are nanoseconds, its energies millijoules, its errors square
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import math
 from collections.abc import Sequence
@@ -26,16 +27,21 @@ import numpy as np
 from hal.errors import TargetError, UserError, problems
 from hal.planning.costs_limits import capacities, live_bytes_of, squared_errors, weight_bytes_of, workspace_of
 from hal.planning.costs_links import Handoffs, Links, Place, handoffs, only_whole, with_extras
+from hal.planning.costs_switching import Switches
 from hal.planning.costs_times import Times, shares_of, times_of, whole_times
 from hal.planning.costs_units import Placeable, placeable
-from hal.planning.problem import OBJECTIVES, Floats, Problem
+from hal.planning.problem import OBJECTIVES, Assignment, Floats, Problem
 from hal.records.facts import ModelFacts
-from hal.records.machine import Link, MachineProfile
+from hal.records.machine import Link, Load, MachineProfile
 from hal.records.plan import BoundaryCost, Constraints
 from hal.records.profile import Profile, TargetProfile
 from hal.records.targets import Configuration, Device, Target
 
-_SPINNING = "spinning"
+_SPINNING, _THREADS = "spinning", "threads"
+#: How much faster a model must be with all threads than with one, for them to be worth waking in a part.
+#: Source: measured here, on two cores. Waking one costs 20 to 50 us; two parts of 220 us on OpenVINO took
+#: twice as long in turn with two threads each as with one, though alone they took the same.
+_THREADS_HELP = 1.25
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ class Modelled:
         links: That its costs used.
         estimated: Whether any cost is not measured.
         notes: What the reader of a plan should know.
+        switches: What taking turns costs.
+        least_switch: float64[t]: the part of the problem's calls that stands for it, ns.
+        only_whole: Numbers of the targets that are for the whole model alone.
     """
 
     problem: Problem
@@ -65,6 +74,31 @@ class Modelled:
     links: tuple[Link, ...]
     estimated: bool
     notes: tuple[str, ...]
+    switches: Switches
+    least_switch: Floats
+    only_whole: frozenset[int]
+
+    def carried_out(self, assignment: Assignment) -> Problem:
+        """The problem in which an assignment's partitions take what their order makes of them.
+
+        In place of the least that a change of target costs, the first unit of each partition has what its
+        turn costs; see :mod:`hal.planning.costs_switching`. Only this assignment is to be carried out in it.
+
+        Args:
+            assignment: Of the problem's units.
+        """
+        problem = self.problem
+        if not self.switches:
+            return problem
+        _, first = np.unique(assignment.partition, return_index=True)
+        targets = assignment.target[first]
+        taken = problem.time[np.arange(problem.n_units), assignment.target]
+        computing = np.bincount(assignment.partition, taken)
+        n_nodes = np.bincount(assignment.partition, [len(unit.nodes) for unit in self.placed.units])
+        loads = [Load(int(n), float(ns)) for n, ns in zip(n_nodes, computing, strict=True)]
+        time = problem.time.copy()
+        time[first, targets] += self.switches.extra_ns(targets.tolist(), loads)
+        return dataclasses.replace(problem, time=time, call=problem.call - self.least_switch)
 
     @property
     def is_imagined(self) -> bool:
@@ -122,6 +156,9 @@ def model(
         if one.is_whole:
             taken = chosen[at].timing
             only_whole(found, at, given, placed.is_output, float(taken.median_ns) if taken else 0.0)
+    switches = Switches(machine.links if machine is not None else profile.links, places)
+    least = np.where([one.is_whole for one in times], 0.0, switches.least_ns())
+    times = [one._replace(call=one.call + extra) for one, extra in zip(times, least.tolist(), strict=True)]
     problem = _problem(chosen, places, facts, placed, times, found, constraints)
     problem = _pinned(problem, placed, constraints)
     return Modelled(
@@ -135,6 +172,9 @@ def model(
         links=tuple(links.used.values()),
         estimated=bool(guessed or links.guessed or any(t.timing and not t.timing.n for t in chosen)),
         notes=tuple(_notes(names, times, guessed, links)),
+        switches=switches,
+        least_switch=least,
+        only_whole=frozenset(at for at, one in enumerate(times) if one.is_whole),
     )
 
 
@@ -163,7 +203,7 @@ def _chosen(profile: Profile, constraints: Constraints) -> tuple[list[TargetProf
             )
     chosen, excluded = [], {}
     for name, target in by_name.items():
-        twin = spinning_twin(name)
+        twin = plain_twin(name)
         wanted = not constraints.targets or any(
             fnmatch.fnmatchcase(one, pattern)
             for pattern in constraints.targets
@@ -201,14 +241,35 @@ def _unusable(target: TargetProfile, constraints: Constraints) -> str:
     return ""
 
 
-def spinning_twin(name: str) -> str | None:
-    """For ``...+spinning=false`` the same target whose threads spin; None for all others."""
+def plain_twin(name: str) -> str | None:
+    """For a target that :mod:`hal.choosing` made for mixed plans the one that it was made from; else None.
+
+    ``...+spinning=false`` and ``...+threads=1`` are such: with idle threads that sleep, and with none.
+    """
     target = Target.parse(name)
     options = dict(target.configuration.options)
-    if options.pop(_SPINNING, True) is not False:
+    if options.pop(_SPINNING, True) is not False and options.pop(_THREADS, 0) != 1:
         return None
     plain = Configuration.of(target.configuration.precision, options)
     return str(msgspec.structs.replace(target, configuration=plain))
+
+
+def _only_whole(chosen: Sequence[TargetProfile]) -> set[str]:
+    """Targets that a twin stands in for where they are not to compute the whole model.
+
+    One with sleeping threads does for the target whose threads spin; one with a single thread does where
+    more threads make the model less than :data:`_THREADS_HELP` times as fast.
+    """
+    taken = {target.target: target.timing.median_ns for target in chosen if target.timing is not None}
+    found = set()
+    for name, own_ns in taken.items():
+        plain = plain_twin(name)
+        if plain is not None and (
+            _SPINNING in dict(Target.parse(name).configuration.options)
+            or own_ns <= _THREADS_HELP * taken.get(plain, 0)
+        ):
+            found.add(plain)
+    return found
 
 
 def _place(profile: Profile, name: str) -> Place:
@@ -235,7 +296,7 @@ def _times(
     """Times of each target, and the targets whose call is an estimate."""
     given = np.array([producer < 0 for producer in placed.producer], np.bool_)
     wanted = np.array(placed.is_output, np.bool_)
-    twins = {spinning_twin(target.target) for target in chosen}
+    twins = _only_whole(chosen)
     known: dict[str, Times] = {}
     ends: list[tuple[float, float]] = []
     guessed = []
@@ -251,10 +312,7 @@ def _times(
         ends.append((call, ends_ns))
         times = times_of(target, facts, placed.units, call, ends_ns)
         if times is not None:
-            # A plan of one partition takes what was measured of it alone, less than this says.
-            is_whole = target.target in twins
-            switch = 0.0 if is_whole else links.switch_ns(place)
-            known[target.target] = times._replace(is_whole=is_whole, call=times.call + switch)
+            known[target.target] = times._replace(is_whole=target.target in twins)
     shares = shares_of(placed.units, known)
     for target, (call, ends_ns) in zip(chosen, ends, strict=True):
         if target.target not in known and target.timing is not None:
@@ -351,7 +409,7 @@ def _pinned(problem: Problem, placed: Placeable, constraints: Constraints) -> Pr
     for unit, (name, target) in pins.items():
         for at, other in enumerate(problem.target_names):
             # Plans of several partitions turn spinning off.
-            if other != target and spinning_twin(other) != target:
+            if other != target and plain_twin(other) != target:
                 time[unit, at] = np.inf
                 reasons[unit, at] = f"{name} is pinned to {target}"
     return problem.replace(time=time, reasons=reasons)
@@ -359,7 +417,7 @@ def _pinned(problem: Problem, placed: Placeable, constraints: Constraints) -> Pr
 
 def _notes(names: Sequence[str], times: Sequence[Times], guessed: Sequence[str], links: Links) -> list[str]:
     found = []
-    twins = {spinning_twin(name) for name in names}
+    twins = {plain_twin(name) for name in names}
     for name, one in zip(names, times, strict=True):
         if name in twins:
             found.append(f"{name} is offered for the whole model: with other targets its threads do not spin")

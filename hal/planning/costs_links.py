@@ -93,13 +93,6 @@ class Links:
         told = place.device.properties.get("call_ns")
         return (float(told), False) if told is not None else (float(CALL_NS), True)
 
-    def switch_ns(self, place: Place) -> float:
-        """What a partition on a target takes longer because it takes turns with others; 0 if not measured."""
-        mine = [
-            link.switch_ns for ends, link in self._links.items() if place.end in ends and HOST not in ends
-        ]
-        return stats.median(mine) if mine else 0.0
-
     def handoff_ns(self, source: str, destination: str, sizes: Ints) -> Floats:
         """Time of tensors from one end to another.
 

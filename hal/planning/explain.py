@@ -10,7 +10,7 @@ import numpy as np
 
 from hal.errors import PlanError
 from hal.planning.check import check
-from hal.planning.costs import Modelled, spinning_twin
+from hal.planning.costs import Modelled, plain_twin
 from hal.planning.costs_units import is_fixed
 from hal.planning.problem import Assignment, Problem, Small
 from hal.records.plan import Alternative, Plan
@@ -84,7 +84,7 @@ def reasons(modelled: Modelled, assignment: Assignment) -> list[Reason]:
         assignment: The plan; it keeps all constraints.
     """
     problem = modelled.problem
-    here = check(problem, assignment).objective(problem)
+    here = _value(modelled, assignment)
     targets = _targets(assignment)
     trials_left = _MOST_TRIALS
     found = []
@@ -100,7 +100,7 @@ def reasons(modelled: Modelled, assignment: Assignment) -> list[Reason]:
         for other in others if trials_left >= 0 else ():
             moved = assignment.target.copy()
             moved[inside] = other
-            value = _value(problem, _merged(moved, assignment.partition))
+            value = _value(modelled, _merged(moved, assignment.partition))
             if np.isfinite(value) and (best is None or value < best[0]):
                 best = (value, other)
         found.append(_reason(modelled, inside, target, best, here, len(targets), len(others)))
@@ -134,7 +134,7 @@ def explain_node(modelled: Modelled, plan: Plan, node: str) -> NodeExplanation:
     number = next(at for at, partition in enumerate(plan.partitions) if node in partition.nodes)
     partition = plan.partitions[number]
     fact = by_name[node]
-    here = check(problem, assignment).objective(problem)
+    here = _value(modelled, assignment)
     if node not in placed.home:
         assert is_fixed(facts, fact)
         return NodeExplanation(
@@ -148,7 +148,7 @@ def explain_node(modelled: Modelled, plan: Plan, node: str) -> NodeExplanation:
             objective=here,
         )
     unit = placed.home[node]
-    costs = [_cost(problem, assignment, unit, b, here) for b in range(problem.n_targets)]
+    costs = [_cost(modelled, assignment, unit, b, here) for b in range(problem.n_targets)]
     costs.sort(key=lambda cost: (cost.objective is None, cost.objective or 0.0, cost.compute_ns or 0))
     return NodeExplanation(
         node=node,
@@ -173,7 +173,7 @@ def format_objective(name: str, value: float) -> str:
 def _are_twins(problem: Problem, one: int, other: int) -> bool:
     """Whether both are one target, with threads that spin and with threads at rest: no choice of a user's."""
     a, b = problem.target_names[one], problem.target_names[other]
-    return spinning_twin(a) == b or spinning_twin(b) == a
+    return plain_twin(a) == b or plain_twin(b) == a
 
 
 def _targets(assignment: Assignment) -> Small:
@@ -198,8 +198,9 @@ def _merged(target: Small, ranks: Small) -> Assignment:
     return Assignment(np.ascontiguousarray(target, np.int32), starts[order].astype(np.int32))
 
 
-def _value(problem: Problem, assignment: Assignment) -> float:
+def _value(modelled: Modelled, assignment: Assignment) -> float:
     """The objective; infinite where a constraint breaks."""
+    problem = modelled.carried_out(assignment)
     checked = check(problem, assignment)
     return float("inf") if checked.violations else checked.objective(problem)
 
@@ -248,7 +249,8 @@ def _reason(
     return Reason(text, Alternative(target=there, objective=value))
 
 
-def _cost(problem: Problem, assignment: Assignment, unit: int, b: int, here: float) -> TargetCost:
+def _cost(modelled: Modelled, assignment: Assignment, unit: int, b: int, here: float) -> TargetCost:
+    problem = modelled.problem
     name = problem.target_names[b]
     if not problem.allowed[unit, b]:
         reason = problem.reasons.get((unit, b), "it cannot compute it")
@@ -258,11 +260,12 @@ def _cost(problem: Problem, assignment: Assignment, unit: int, b: int, here: flo
         return TargetCost(target=name, compute_ns=compute_ns, objective=here)
     best, why = float("inf"), ""
     for moved in _moves(problem, assignment, unit, b):
-        checked = check(problem, moved)
+        carried = modelled.carried_out(moved)
+        checked = check(carried, moved)
         if checked.violations:
             why = checked.violations[0].text
         else:
-            best = min(best, checked.objective(problem))
+            best = min(best, checked.objective(carried))
     if np.isfinite(best):
         return TargetCost(target=name, compute_ns=compute_ns, objective=best)
     return TargetCost(target=name, compute_ns=compute_ns, reason=why)

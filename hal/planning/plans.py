@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -9,11 +10,13 @@ from datetime import UTC, datetime
 import numpy as np
 
 from hal.errors import PlanError, problems
+from hal.planning.check import check
 from hal.planning.costs import Modelled
 from hal.planning.costs_units import is_fixed
 from hal.planning.explain import reasons
 from hal.planning.problem import Assignment
 from hal.planning.simulate import Simulation, simulate
+from hal.planning.solution import Solution
 from hal.records.facts import NodeFact
 from hal.records.plan import (
     PLAN_SCHEMA_VERSION,
@@ -52,7 +55,7 @@ def plan_of(
         PlanError: The assignment breaks a constraint; all are named.
     """
     problem, profile = modelled.problem, modelled.profile
-    simulation = simulate(problem, assignment)
+    simulation = simulate(modelled.carried_out(assignment), assignment)
     if simulation.violations:
         found = [violation.text for violation in simulation.violations]
         raise PlanError(problems(f"the placement of {profile.model.name!r} breaks constraints", found))
@@ -90,6 +93,31 @@ def plan_of(
         estimated=modelled.estimated,
         notes=(*modelled.notes, *notes),
     )
+
+
+def ranked(modelled: Modelled, solution: Solution) -> Solution:
+    """A solution as it is when carried out: what taking turns costs counts for each plan's own order.
+
+    The solvers' bound holds for plans of several partitions. One of a single partition takes no turns, and is
+    less by what the problem charges for them: the bound is at most the best of these.
+
+    Args:
+        modelled: The problem.
+        solution: Of it.
+    """
+    if not modelled.switches:
+        return solution
+    proposals = []
+    for one in solution.proposals:
+        problem = modelled.carried_out(one.assignment)
+        checked = check(problem, one.assignment)
+        proposals.append(one._replace(objective=checked.objective(problem), checked=checked))
+    proposals.sort(key=lambda one: one.objective)
+    alone = [one.objective for one in proposals if one.assignment.n_partitions == 1]
+    bound = min([solution.bound, *alone])
+    best = proposals[0].objective
+    gap = max(best - bound, 0.0) / best if best else 0.0
+    return dataclasses.replace(solution, proposals=tuple(proposals), bound=bound, gap=gap)
 
 
 def assignment_of(modelled: Modelled, plan: Plan) -> Assignment:

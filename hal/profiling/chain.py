@@ -25,6 +25,9 @@ from hal.backend import (
     DeviceTensors,
     DeviceTime,
     Executable,
+    Kernel,
+    KernelRuns,
+    KernelTimes,
     OptionSpec,
     OptionValue,
     Signature,
@@ -32,6 +35,7 @@ from hal.backend import (
     Tensor,
 )
 from hal.errors import BackendError, ContractViolation, TargetError
+from hal.graph.cut import Cutter
 from hal.plugins import open_backend
 from hal.tensor import as_numpy, deliver
 
@@ -82,14 +86,16 @@ def chain_backend(stages: Sequence[Mapping[str, Any]]) -> ChainBackend:
     return ChainBackend(msgspec.convert(list(stages), list[Stage]))
 
 
-def along(precision: str, path: Sequence[int | str]) -> Configuration:
+def along(precision: str, path: Sequence[int | str], cut: int = 0) -> Configuration:
     """The configuration that compiles a path.
 
     Args:
         precision: Wanted; a stage whose device has it not takes the first that it has.
         path: Numbers of stages in the order of the run; :data:`HOST` may stand at either end.
+        cut: Nodes that the first of two stages computes, the second the others; 0: each computes all.
     """
-    return Configuration.of(precision, {"path": "-".join(map(str, path))})
+    options: dict[str, OptionValue] = {"path": "-".join(map(str, path))}
+    return Configuration.of(precision, {**options, "cut": cut} if cut else options)
 
 
 class ChainBackend(Backend):
@@ -128,8 +134,16 @@ class ChainBackend(Backend):
         return (CHAIN,)
 
     def options(self, device: Device) -> Sequence[OptionSpec]:
-        """The path."""
-        return (OptionSpec(name="path", kind="str", default=self._whole, help="Stages, joined by '-'."),)
+        """The path, and where the graph is cut for it."""
+        return (
+            OptionSpec(name="path", kind="str", default=self._whole, help="Stages, joined by '-'."),
+            OptionSpec(
+                name="cut",
+                kind="int",
+                default=0,
+                help="Nodes of the first of two stages, the second has the others; 0: each has all.",
+            ),
+        )
 
     def capability(self, device: Device, graph: Graph, precision: str) -> Mapping[str, Support]:
         """Yes where every stage says yes."""
@@ -146,9 +160,11 @@ class ChainBackend(Backend):
 
         Raises:
             TargetError: The path names a stage that is not there.
+            ValueError: The graph is cut for a path that has not two stages.
             ContractViolation: The graph's outputs cannot be its inputs.
             BackendError: A stage failed.
         """
+        n_first = int(configuration.option("cut", 0))
         words = str(configuration.option("path", self._whole)).split("-")
         numbers = [int(word) for word in words if word.isdecimal() and int(word) < len(self._stages)]
         ends = (words[0] == HOST) + (words[-1] == HOST)
@@ -157,17 +173,21 @@ class ChainBackend(Backend):
                 f"path {'-'.join(words)!r} cannot be taken; expected numbers below {len(self._stages)} "
                 f"joined by '-', with {HOST!r} at either end where wanted"
             )
-        if len(numbers) > 1:
-            _check_feeds_itself(graph.signature, graph.name)
+        if n_first:
+            parts = _cut(graph, n_first)
+        else:
+            parts = [graph] * len(numbers)
+            if len(numbers) > 1:
+                _check_feeds_itself(graph.signature, graph.name)
         steps: list[Step] = []
         try:
-            for number in numbers:
+            for number, part in zip(numbers, parts, strict=True):
                 stage = self._stages[number]
                 backend = self.backends[number]
                 wanted = Configuration.of(
                     _precision(stage, configuration.precision), self._resting(backend, stage)
                 )
-                executable = backend.compile(stage.device, graph, wanted)
+                executable = backend.compile(stage.device, part, wanted)
                 steps.append(Step(stage, executable))
         except BaseException:
             for step in steps:
@@ -176,12 +196,17 @@ class ChainBackend(Backend):
         return ChainExecutable(steps, from_host=words[0] == HOST, to_host=words[-1] == HOST)
 
     def _resting(self, backend: Backend, stage: Stage) -> Mapping[str, OptionValue]:
-        """Options of a backend that shares its process: idle threads that spin would slow the next one.
+        """Options of a backend that shares its process: one thread, or else none that spin.
 
-        Source: measured here on two cores, handing 1 MiB from PyTorch to a spinning ONNX Runtime cost up to
-        25 ms. A runtime that mixes backends turns spinning off, so links are measured like that.
+        Idle threads that spin slow the next backend, and threads that sleep take long to wake, now more, now
+        less. Source: measured here on two cores, handing 1 MiB from PyTorch to a spinning ONNX Runtime cost
+        up to 25 ms; with one thread each, what parts take in turn is predicted best.
         """
-        offered = {spec.name for spec in backend.options(stage.device)} if len(self._stages) > 1 else ()
+        if len(self._stages) == 1:
+            return {}
+        offered = {spec.name for spec in backend.options(stage.device)}
+        if "threads" in offered:
+            return {"threads": 1}
         return {"spinning": False} if "spinning" in offered else {}
 
     @property
@@ -274,6 +299,46 @@ class ChainExecutable(Executable):
                 tensors = run(tensors, bound)
         return total_ns
 
+    def kernel_runs(self, inputs: Sequence[Tensor], n_runs: int) -> KernelRuns:
+        """Every step in a row with the others, then each again and again alone: two kernels per step.
+
+        The first kernels, named by the step's number, are in the chain; those named ``N alone`` are not. In
+        all, each step runs twice as often alone, half of which warms it up. By the host's clock.
+        """
+        given: list[Sequence[Tensor]] = [self._start(inputs)]
+        for run, bound in self._runs:
+            given.append(run(given[-1], bound))
+        in_turn: list[list[int]] = [[] for _ in self._runs]
+        alone: list[list[int]] = [[] for _ in self._runs]
+        for _ in range(n_runs):
+            made = given[0]
+            for taken, (run, bound) in zip(in_turn, self._runs, strict=True):
+                started_ns = time.perf_counter_ns()
+                made = run(made, bound)
+                taken.append(time.perf_counter_ns() - started_ns)
+        for taken, tensors, (run, bound) in zip(alone, given, self._runs, strict=False):
+            for number in range(2 * n_runs):
+                started_ns = time.perf_counter_ns()
+                run(tensors, bound)
+                if number >= n_runs:
+                    taken.append(time.perf_counter_ns() - started_ns)
+        return KernelRuns(
+            kernels=tuple(
+                Kernel(name=name.format(number), type="step", nodes=(), durations_ns=tuple(taken))
+                for name, durations in (("{}", in_turn), ("{} alone", alone))
+                for number, taken in enumerate(durations)
+            ),
+            run_ns=tuple(map(sum, zip(*in_turn, strict=True))),
+            defines_units=False,
+        )
+
+    def ability(self, kind: type[A]) -> A | None:
+        """Those of the class; no times of steps where all have a clock of their own.
+
+        What the host's caches cost does not show on such clocks.
+        """
+        return None if kind is KernelTimes and self._clocks is not None else super().ability(kind)
+
     def close(self) -> None:
         """Close every step. A second call does nothing."""
         for step in self._steps:
@@ -286,6 +351,14 @@ class ChainExecutable(Executable):
         if not same:
             self._given, self._placed = tuple(inputs), [self._place.place(tensor) for tensor in inputs]
         return self._placed
+
+
+def _cut(graph: Graph, n_first: int) -> list[Graph]:
+    """The graph's first nodes, and the others; one tensor goes from these to those."""
+    cutter = Cutter(graph)
+    first, others = cutter.nodes[:n_first], cutter.nodes[n_first:]
+    ends = [cutter.writes(first[-1])[0], cutter.outputs[0]]
+    return [cutter.part(nodes, [end]) for nodes, end in zip((first, others), ends, strict=True)]
 
 
 def _is(one: object, other: object) -> bool:

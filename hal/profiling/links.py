@@ -19,6 +19,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from hal import stats
+from hal.backend import KernelTimes
 from hal.errors import HalError
 from hal.graph.model import Graph
 from hal.profiling import switching
@@ -102,6 +103,7 @@ def measure_links(
     ends: Sequence[Stage],
     *,
     sizes: Sequence[int] = SIZES,
+    parts: Sequence[int] = switching.SIZES,
     deadlines: Deadlines | None = None,
     progress: Progress | None = None,
 ) -> tuple[Link, ...]:
@@ -110,6 +112,7 @@ def measure_links(
     Args:
         ends: Devices of backends.
         sizes: Bytes of the tensors, rising; multiples of 4096.
+        parts: Blocks of the parts that take turns, rising; see :mod:`hal.profiling.switching`.
         deadlines: Of each child's steps.
         progress: Told of each pair.
 
@@ -132,7 +135,7 @@ def measure_links(
                 there = pair.routes[0]
                 progress.stage(f"handing tensors from {there.source} to {there.destination}")
                 progress.advance(n_done, len(pairs))
-                links += _measure(pair, chain, graphs)
+                links += _measure(pair, chain, graphs, parts, progress)
                 if isinstance(chain, WorkerBackend):
                     chain.close()
     return tuple(links)
@@ -174,7 +177,13 @@ def _open(pair: Pair, deadlines: Deadlines | None) -> WorkerBackend | HalError:
     return chain
 
 
-def _measure(pair: Pair, chain: WorkerBackend | HalError, graphs: dict[int, Graph]) -> Iterator[Link]:
+def _measure(
+    pair: Pair,
+    chain: WorkerBackend | HalError,
+    graphs: dict[int, Graph],
+    parts: Sequence[int],
+    progress: Progress,
+) -> Iterator[Link]:
     points: dict[Route, list[Handoff]] = {route: [] for route in pair.routes}
     reason = ""
     try:
@@ -201,24 +210,49 @@ def _measure(pair: Pair, chain: WorkerBackend | HalError, graphs: dict[int, Grap
         for route in pair.routes
     ]
     if isinstance(chain, WorkerBackend) and not reason:
-        links = _with_switches(links, pair.routes, chain)
+        links = _with_switching(links, pair, parts, chain, progress)
     yield from links
 
 
-def _with_switches(links: Sequence[Link], routes: Sequence[Route], chain: WorkerBackend) -> list[Link]:
-    """Links with what alternating costs; without it where that cannot be measured."""
-    between = [route for route in routes if HOST not in (route.source, route.destination)]
-    try:
-        found = _rounds(chain, between, switching.graph(), [switching.values()], switching.N_BYTES)
-    except HalError as error:
-        _log.warning("switches on %s: %s", routes[0].destination, error)
+def _with_switching(
+    links: Sequence[Link], pair: Pair, parts: Sequence[int], chain: WorkerBackend, progress: Progress
+) -> list[Link]:
+    """Links with what alternating costs, where ends share a silicon and it can be measured."""
+    if not pair.same_silicon or len(pair.stages) < 2:
         return list(links)
+    progress.stage(f"taking turns between {pair.stages[0].name} and {pair.stages[1].name}")
+    try:
+        found = _turns(chain, parts)
+    except HalError as error:
+        _log.warning("switching on %s: %s", " - ".join(stage.name for stage in pair.stages), error)
+        return list(links)
+    if found is None:
+        return list(links)
+    # The link there, then the one back; an end with itself has one, of the part that is handed something.
     return [
-        msgspec.structs.replace(link, switch_ns=switching.switch_ns(link, found[route]))
-        if route in found
-        else link
-        for route, link in zip(routes, links, strict=True)
+        msgspec.structs.replace(link, switching=switching.switching(link, parts, found, end))
+        for link, end in zip(links, (1, 0), strict=False)
     ]
+
+
+def _turns(chain: WorkerBackend, parts: Sequence[int]) -> dict[tuple[int, int], switching.Pair] | None:
+    """Parts of all sizes after parts of all sizes; None where the ends compute by clocks of their own."""
+    found = {}
+    inputs = [switching.values()]
+    for at, first in enumerate(parts):
+        for other, second in enumerate(parts):
+            graph, cut = switching.graph(first, second)
+            executable = chain.compile(CHAIN, graph, along("fp32", (0, 1), cut))
+            try:
+                if executable.ability(KernelTimes) is None:
+                    return None
+                executable.prepare(inputs)
+                n_runs = switching.n_runs(executable.kernel_runs(inputs, 2))
+                found[at, other] = switching.Pair(executable.kernel_runs(inputs, n_runs))
+            finally:
+                if chain.alive:
+                    executable.close()
+    return found
 
 
 def _rounds(

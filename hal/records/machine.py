@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import msgspec
 
 from hal.errors import TargetError
@@ -70,6 +74,47 @@ class Handoff(msgspec.Struct, frozen=True, kw_only=True):
     alone_ns: tuple[int, ...] = ()
 
 
+class Switching(msgspec.Struct, frozen=True, kw_only=True):
+    """What a part of a model takes longer because another backend computed just before, handoff aside.
+
+    It grows with both: with what ran before, which fills the caches with its own code and data, and with the
+    part, whose code and data come back from further away. See :mod:`hal.profiling.switching`.
+
+    Attributes:
+        n_nodes: Of the parts that were measured, rising.
+        source_ns: Durations of these parts where they ran before, rising.
+        destination_ns: Durations of these parts at the end alone, in a row, rising.
+        extra_ns: By source, then destination: what the part took longer than alone.
+    """
+
+    n_nodes: tuple[int, ...]
+    source_ns: tuple[int, ...]
+    destination_ns: tuple[int, ...]
+    extra_ns: tuple[tuple[int, ...], ...]
+
+    def at(self, source: Load, destination: Load) -> float:
+        """The extra time (ns) between the parts measured, and of the nearest one beyond them.
+
+        How much of the caches a part needs goes by its nodes, each with code of its own, or by its duration,
+        for large weights take long: whichever says more. Linear in the logarithms.
+        """
+        before = max(_place(self.n_nodes, source.n_nodes), _place(self.source_ns, source.ns))
+        part = max(_place(self.n_nodes, destination.n_nodes), _place(self.destination_ns, destination.ns))
+        return _between([_between(extras, part) for extras in self.extra_ns], before)
+
+
+class Load(NamedTuple):
+    """What a backend computes in a row.
+
+    Attributes:
+        n_nodes: How many nodes.
+        ns: How long that takes.
+    """
+
+    n_nodes: int
+    ns: float
+
+
 class Link(msgspec.Struct, frozen=True, kw_only=True):
     """The cost of passing tensors from one device and backend to another, by size.
 
@@ -79,8 +124,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
         same_silicon: Whether both compute on the same chip.
         points: By rising size; empty where it could not be measured.
         reason: Why it could not be.
-        switch_ns: What a part of a model takes longer at either end because it alternates with one at the
-            other, handoff aside; see :mod:`hal.profiling.switching`. 0 where it was not measured.
+        switching: What alternating costs beyond handoffs; None where it was not measured.
     """
 
     source: str
@@ -88,7 +132,7 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
     same_silicon: bool
     points: tuple[Handoff, ...] = ()
     reason: str = ""
-    switch_ns: int = 0
+    switching: Switching | None = None
 
 
 class MachineProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,3 +181,19 @@ def interpolate(link: Link, n_bytes: int) -> int:
     low, high = points[max(above, 1) - 1], points[max(above, 1)]
     slope = (high.median_ns - low.median_ns) / (high.n_bytes - low.n_bytes)
     return max(round(low.median_ns + slope * (n_bytes - low.n_bytes)), 0)
+
+
+def _place(known: Sequence[int], value: float) -> float:
+    """Where a value is among known ones, from 0 to the number of the last: by logarithms."""
+    above = next((at for at, one in enumerate(known) if one >= value), len(known) - 1)
+    if above == 0 or value >= known[above]:
+        return float(above)
+    low, high = math.log(known[above - 1]), math.log(known[above])
+    return above - 1 + (math.log(value) - low) / (high - low)
+
+
+def _between(values: Sequence[float], place: float) -> float:
+    """A value between two of a row."""
+    low = min(int(place), len(values) - 1)
+    high = min(low + 1, len(values) - 1)
+    return values[low] + (place - low) * (values[high] - values[low])

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from hal.backend import BackendRef, Configuration, Device, Tensor
+from hal.backend import BackendRef, Configuration, Device, OptionSpec, Tensor
 from hal.executor.executor import Place
 from hal.graph.model import Graph
 from hal.tensor import HostTensor, as_numpy
@@ -100,3 +100,31 @@ class OneClock(Noting):
         clock = next(iter(self.clocks.values()))
         self.clocks = dict.fromkeys(self.clocks, clock)
         self.clock = clock
+
+
+class Threaded(OneClock):
+    """A processor with two threads that spin: with one, nodes cost another share of their time.
+
+    Args:
+        one_thread: What one thread takes over two.
+        fields: As for OneClock.
+    """
+
+    def __init__(self, *, one_thread: float, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.one_thread = one_thread
+
+    def options(self, device: Device) -> Sequence[OptionSpec]:
+        return (
+            OptionSpec(name="threads", kind="int", default=2),
+            OptionSpec(name="spinning", kind="bool", default=True),
+        )
+
+    def check_options(self, configuration: Configuration) -> None:
+        assert {name for name, _ in configuration.options} <= {"threads", "spinning"}
+
+    def executable(self, device: Device, graph: Graph, configuration: Configuration) -> FakeExecutable:
+        made = super().executable(device, graph, configuration)
+        if configuration.option("threads", 2) == 1:
+            made.costs_ns = {name: round(ns * self.one_thread) for name, ns in made.costs_ns.items()}
+        return made

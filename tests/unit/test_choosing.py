@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 
 import hal
 from hal import plugins as registry
-from hal.choosing.choose import choose
+from hal.choosing.choose import choose, chosen, profiled
+from hal.choosing.planner import asked
 from hal.errors import Infeasible, PlanError, TargetError
 from hal.graph.model import Graph
 from hal.profiling import environment
@@ -24,11 +25,11 @@ from tests.throwaway import Plugins
 MODULE = """
 import json
 from hal.hookspecs import hookimpl
-from tests.unit.placed_backends import OneClock
+from tests.unit.placed_backends import OneClock, Threaded
 
 @hookimpl
 def hal_backend():
-    return OneClock(**json.loads({configuration!r}))
+    return {kind}(**json.loads({configuration!r}))
 """
 #: Matrix products are ten times faster in bf16, everything else in fp32.
 SPLIT: Mapping[str, int] = {
@@ -53,10 +54,10 @@ def graph() -> Graph:
     return Graph.load(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
 
 
-def one_plugin(plugins: Plugins, **configuration: Any) -> None:
+def one_plugin(plugins: Plugins, *, kind: str = "OneClock", **configuration: Any) -> None:
     device = {"id": "cpu:0", "precisions": ["fp32", "bf16"], "memory_pool": "host"}
     configuration = {"name": "one", "devices": [device], "overhead_ns": 1_000, **configuration}
-    plugins.add("one", MODULE.format(configuration=json.dumps(configuration)))
+    plugins.add("one", MODULE.format(kind=kind, configuration=json.dumps(configuration)))
 
     know_the_machine()
 
@@ -107,6 +108,33 @@ def test_the_single_target_is_chosen_when_no_mixed_plan_is_faster(plugins: Plugi
     assert [part.target for part in plan.partitions] == [BF16]
     assert set(placements(plan)) == {(FP32,), (BF16,)}
     assert plan.predicted.latency_ns == plan.measured.median_ns  # type: ignore[union-attr]
+
+
+def test_one_thread_is_chosen_when_it_is_faster_than_all(plugins: Plugins) -> None:
+    one_plugin(plugins, kind="Threaded", one_thread=0.5, costs_ns={"cpu:0/fp32": 1_000_000})
+    plan = choose(graph())
+    assert [part.target for part in plan.partitions] == [f"{FP32}+threads=1"]
+    # Threads that do not help need not be put to rest: that was not measured.
+    assert set(placements(plan)) == {(FP32,), (f"{FP32}+threads=1",)}
+
+
+def test_all_threads_are_chosen_when_they_are_faster_than_one(plugins: Plugins) -> None:
+    one_plugin(plugins, kind="Threaded", one_thread=1.8, costs_ns={"cpu:0/fp32": 1_000_000})
+    job, profile = profiled(graph(), constraints=asked())
+    assert [target.target for target in profile.targets] == [
+        FP32,
+        f"{FP32}+threads=1",
+        f"{FP32}+spinning=false",
+    ]
+    plan = chosen(job, profile, asked())
+    assert [part.target for part in plan.partitions] == [FP32]
+    assert placements(plan) == [(FP32,)]
+
+
+def test_threads_stay_as_they_are_when_the_target_says_so(plugins: Plugins) -> None:
+    one_plugin(plugins, kind="Threaded", one_thread=1.8, costs_ns={"cpu:0/fp32": 1_000_000})
+    _, profile = profiled(graph(), constraints=asked(targets=[f"{FP32}+spinning=true+threads=2"]))
+    assert [target.target for target in profile.targets] == [f"{FP32}+spinning=true+threads=2"]
 
 
 def test_only_fp32_is_measured_when_no_error_is_allowed(plugins: Plugins) -> None:
@@ -164,7 +192,7 @@ def test_all_failures_are_told_when_no_finalist_can_be_run(plugins: Plugins) -> 
     # The profile is taken from the store; then every run fails.
     one_plugin(plugins, costs_ns=SPLIT)
     choose(graph())
-    plugins.replace("one", MODULE.format(configuration=json.dumps(_broken())))
+    plugins.replace("one", MODULE.format(kind="OneClock", configuration=json.dumps(_broken())))
     with pytest.raises(PlanError) as caught:
         choose(graph())
     assert caught.value.message.startswith(

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hal.backend import BackendRef, DeviceTime
+from hal.backend import BackendRef, DeviceTime, Kernel, KernelRuns
 from hal.errors import BackendError, ContractViolation, TargetError
 from hal.profiling import switching
 from hal.profiling.chain import CHAIN, HOST, ChainBackend, Stage, along, chain_ref
 from hal.profiling.links import handoff, measure_links, pairs_of
-from hal.records.machine import Handoff, Link, interpolate
+from hal.records.machine import Handoff, Link, Load, Switching, interpolate
 from hal.tensor import as_numpy
 from hal.testing import FakeBackend, example_inputs, small_graph, true_outputs
 from hal.worker import Deadlines
@@ -121,7 +121,7 @@ def test_pairs_are_all_ordered_pairs_and_the_host_when_a_device_has_its_own_memo
 
 
 def test_links_to_the_host_have_points_when_a_device_has_its_own_memory() -> None:
-    links = measure_links([stage("gpu", kind="Away", device="cuda:0")], sizes=(4 * KIB,))
+    links = measure_links([stage("gpu", kind="Away", device="cuda:0")], sizes=(4 * KIB,), parts=(0,))
     assert [(link.source, link.destination) for link in links] == [
         (HOST, "cuda:0/gpu"),
         ("cuda:0/gpu", HOST),
@@ -265,7 +265,7 @@ def test_chain_opens_a_backend_once_when_it_stands_twice() -> None:
     assert chain.backends[0] is chain.backends[1]
     assert chain.backends[0] is not chain.backends[2]
     assert chain.discover() == (CHAIN,)
-    assert [spec.name for spec in chain.options(CHAIN)] == ["path"]
+    assert [spec.name for spec in chain.options(CHAIN)] == ["path", "cut"]
     assert chain_ref([one]).configuration["stages"][0]["name"] == "cpu:0/one"
 
 
@@ -325,39 +325,116 @@ def test_cost_says_why_when_a_link_was_not_measured() -> None:
 # --- what alternating costs -----------------------------------------------------------------------
 
 
-def beyond(p10_ns: int, alone_ns: tuple[int, int] = (20_000, 30_000)) -> Handoff:
-    return Handoff(
-        n_bytes=switching.N_BYTES,
-        median_ns=p10_ns + 500,
-        p10_ns=p10_ns,
-        p90_ns=90_000,
-        n=9,
-        alone_ns=alone_ns,
+def pair(first: int, second: int, first_alone: int, second_alone: int) -> switching.Pair:
+    named = {"0": first, "1": second, "0 alone": first_alone, "1 alone": second_alone}
+    kernels = [
+        Kernel(name=name, type="step", nodes=(), durations_ns=(ns, ns + 2, ns + 1))
+        for name, ns in named.items()
+    ]
+    return switching.Pair(KernelRuns(kernels=tuple(kernels), run_ns=(1,), defines_units=False))
+
+
+def test_switching_is_what_a_part_takes_beyond_alone_and_its_handoff() -> None:
+    sizes = range(len(switching.SIZES))
+    # By size, the first takes 1 us alone and the second 10; in turn, 3 and 5 us more for the size of both.
+    pairs = {
+        (one, two): pair(
+            1_000 * (one + 1) + 3_000 * (one + two), 10_000 * (two + 1) + 2_000 + 5_000 * (one + two),
+            1_000 * (one + 1), 10_000 * (two + 1),
+        )
+        for one in sizes
+        for two in sizes
+    }  # fmt: skip
+    points = (Handoff(n_bytes=4096, median_ns=2_000, p10_ns=0, p90_ns=0, n=9),)
+    link = Link(source="a", destination="b", same_silicon=True, points=points)
+    there = switching.switching(link, switching.SIZES, pairs, 1)
+    assert there.n_nodes == (1, 13, 78, 416)
+    assert there.source_ns == (1_001, 2_001, 3_001, 4_001)
+    assert there.destination_ns == (10_001, 20_001, 30_001, 40_001)
+    assert there.extra_ns == tuple(tuple(5_000 * (one + two) for two in sizes) for one in sizes)
+    # What comes back to the first part is the next request: nothing is handed over.
+    back = switching.switching(link, switching.SIZES, pairs, 0)
+    assert (back.source_ns, back.destination_ns) == (there.destination_ns, there.source_ns)
+    assert back.extra_ns == tuple(tuple(3_000 * (one + two) for two in sizes) for one in sizes)
+
+
+def test_switching_is_not_negative_when_noise_is_larger_than_it() -> None:
+    pairs = {(one, two): pair(10, 10, 20, 20) for one in range(4) for two in range(4)}
+    points = (Handoff(n_bytes=4096, median_ns=0, p10_ns=0, p90_ns=0, n=9),)
+    link = Link(source="a", destination="b", same_silicon=True, points=points)
+    found = switching.switching(link, switching.SIZES, pairs, 1)
+    assert not any(map(any, found.extra_ns))
+    assert found.source_ns == (21, 22, 23, 24)
+
+
+def grid() -> Switching:
+    return Switching(
+        n_nodes=(1, 10),
+        source_ns=(1_000, 100_000),
+        destination_ns=(1_000, 100_000),
+        extra_ns=((0, 10), (20, 50)),
     )
 
 
-def test_a_switch_is_half_of_what_the_handoff_does_not_explain() -> None:
-    points = (Handoff(n_bytes=4096, median_ns=2_000, p10_ns=0, p90_ns=0, n=9),)
-    one = Link(source="a", destination="b", same_silicon=True, points=points)
-    assert switching.switch_ns(one, beyond(14_000)) == 6_000
-    # The handoff explains it all, or noise is larger than it; or noise is larger than the graph's own time.
-    assert switching.switch_ns(one, beyond(1_000)) == 0
-    assert switching.switch_ns(one, beyond(900_000)) == 25_000
+@pytest.mark.parametrize(
+    ("source", "destination", "extra_ns"),
+    [
+        (Load(1, 1_000), Load(1, 1_000), 0),
+        (Load(1, 10_000), Load(1, 1_000), 10),
+        (Load(1, 10_000), Load(1, 10_000), 20),
+        # Nodes say more than the time, or the time more than the nodes.
+        (Load(10, 1_000), Load(1, 100_000), 50),
+        (Load(500, 1), Load(500, 1), 50),
+        (Load(0, 0), Load(1, 9e9), 10),
+    ],
+)
+def test_extra_time_lies_between_the_parts_measured(source: Load, destination: Load, extra_ns: float) -> None:
+    assert grid().at(source, destination) == pytest.approx(extra_ns)
 
 
-def test_links_have_no_switch_when_backends_take_the_same_time_in_turn() -> None:
-    ends = [stage("costly", kind="Charging", handoff_ns=7_000), stage("free", kind="Charging")]
-    links = measure_links(ends, sizes=(4 * KIB,))
-    assert [link.switch_ns for link in links] == [0] * 4
+def test_links_have_switching_when_ends_share_a_silicon_and_the_hosts_clock() -> None:
+    one, other = (stage(name, abilities=[]) for name in ("one", "other"))
+    elsewhere = stage("elsewhere", silicon="another", abilities=[])
+    links = measure_links([one, other, elsewhere], sizes=(4 * KIB,), parts=(0, 1))
+    grids = {(link.source[-5:], link.destination[-5:]): link.switching for link in links}
+    assert {ends for ends, found in grids.items() if found is not None} == {
+        ("0/one", "0/one"),
+        ("0/one", "other"),
+        ("other", "0/one"),
+        ("other", "other"),
+        ("where", "where"),
+    }
+    found = grids["0/one", "other"]
+    assert found is not None
+    assert found.n_nodes == (1, 13)
+    assert found.source_ns[0] < found.source_ns[1]
+    assert len(found.extra_ns) == len(found.extra_ns[0]) == 2
 
 
-def test_links_stand_without_a_switch_when_it_cannot_be_measured() -> None:
+def test_links_have_no_switching_when_ends_compute_by_clocks_of_their_own() -> None:
+    links = measure_links([stage("one"), stage("other")], sizes=(4 * KIB,))
+    assert [link.switching for link in links] == [None] * 4
+
+
+def test_links_stand_without_switching_when_it_cannot_be_measured() -> None:
     (link,) = measure_links([stage("small", kind="OnlySmall")], sizes=(4 * KIB,))
-    assert (len(link.points), link.switch_ns, link.reason) == (1, 0, "")
+    assert (len(link.points), link.switching, link.reason) == (1, None, "")
 
 
-def test_the_graph_of_switches_can_feed_itself() -> None:
-    signature = switching.graph().signature
-    (given,), (made,) = signature.inputs, signature.outputs
-    assert (given.dtype, given.shape) == (made.dtype, made.shape)
-    assert switching.values().nbytes == switching.N_BYTES
+def test_parts_of_a_chain_are_its_graph_when_it_is_cut() -> None:
+    graph, cut = switching.graph(1, 0)
+    assert (len(graph.nodes), cut) == (14, 13)
+    chain = chained(stage("one", abilities=[]), stage("other", abilities=[]))
+    whole = chain.compile(CHAIN, graph, along("fp32", (0,)))
+    parts = chain.compile(CHAIN, graph, along("fp32", (0, 1), cut))
+    given = [switching.values()]
+    assert given[0].nbytes == switching.N_BYTES
+    (right,), (found,) = whole.run(given), parts.run(given)
+    np.testing.assert_array_equal(as_numpy(found), as_numpy(right))
+    runs = parts.kernel_runs(given, 3)
+    assert [kernel.name for kernel in runs.kernels] == ["0", "1", "0 alone", "1 alone"]
+    assert [len(kernel.durations_ns) for kernel in runs.kernels] == [3] * 4
+    in_turn = [kernel.durations_ns for kernel in runs.kernels[:2]]
+    assert runs.run_ns == tuple(map(sum, zip(*in_turn, strict=True)))
+    # The first has 13 nodes, the second one.
+    assert min(in_turn[0]) > max(in_turn[1])
