@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from hal.version import __version__
 
-__all__ = ["Plan", "Profile", "__version__", "bench", "choose", "plan", "profile", "run"]
+__all__ = [
+    "InferenceSession",
+    "Plan",
+    "Profile",
+    "Session",
+    "__version__",
+    "bench",
+    "choose",
+    "compile",
+    "load",
+    "plan",
+    "profile",
+    "run",
+]
 
 if TYPE_CHECKING:
     from hal.choosing.choose import choose
@@ -14,6 +27,10 @@ if TYPE_CHECKING:
     from hal.profiling import bench, profile, run
     from hal.records.plan import Plan
     from hal.records.profile import Profile
+    from hal.session.bundles import load
+    from hal.session.compiling import compile
+    from hal.session.inference_session import InferenceSession
+    from hal.session.session import Session
 
 #: Where the public names live. They load on first use, so that ``import hal`` loads nothing.
 _LAZY = {
@@ -22,8 +39,12 @@ _LAZY = {
     "run": "hal.profiling",
     "plan": "hal.choosing.planner",
     "choose": "hal.choosing.choose",
+    "compile": "hal.session.compiling",
+    "load": "hal.session.bundles",
+    "InferenceSession": "hal.session.inference_session",
     "Plan": "hal.records.plan",
     "Profile": "hal.records.profile",
+    "Session": "hal.session.session",
 }
 
 

@@ -66,6 +66,10 @@ class PlanError(UserError, ValueError):
     """A plan does not fit its model or this machine, so it cannot be carried out."""
 
 
+class BundleError(UserError, ValueError):
+    """A file is no bundle, is damaged, or holds what a bundle may not; nothing of it was used."""
+
+
 class Infeasible(UserError, ValueError):
     """No plan keeps all constraints; the text says which cannot hold and by how much."""
 
@@ -124,6 +128,23 @@ class WorkerTimeout(PluginError, TimeoutError):
 
     def __str__(self) -> str:
         return self.message
+
+
+class RequestTimeout(PluginError, TimeoutError):
+    """A session's request was not answered before its deadline.
+
+    Attributes:
+        targets: Those that did not answer; empty where the request waited behind others.
+    """
+
+    targets: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NotEnoughMemory(UserError, MemoryError):
+    """Sessions of this process need more of a memory together than it has."""
 
 
 class InternalError(HalError, RuntimeError):

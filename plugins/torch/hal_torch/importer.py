@@ -15,7 +15,9 @@ import numpy as np
 
 from hal.errors import ModelError
 from hal.graph import origin
+from hal.graph.interface import write
 from hal.tensor import as_numpy
+from hal_torch.interface import interface_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +38,13 @@ class TorchImporter:
     def to_onnx(self, source: Any, inputs: Any, path: Path) -> dict[str, Any]:
         """Write an ONNX file with ``torch.onnx.export``; the module is exported in evaluation mode.
 
-        Shapes are those of the example inputs. A module's mode (training or not) is left as it was.
+        Shapes are those of the example inputs. How the model is called and what it returns is kept in the
+        file. A module's mode (training or not) is left as it was.
 
         Args:
             source: What :meth:`accepts` said yes to.
-            inputs: A tensor, a tuple or list of positional ones, or a dict of keyword ones. None is
-                enough for a program that keeps its example inputs.
+            inputs: A tensor or array, a tuple or list of positional ones, or a dict of keyword ones. None
+                is enough for a program that keeps its example inputs.
             path: File to write; large weights come beside it.
 
         Returns:
@@ -57,6 +60,8 @@ class TorchImporter:
             program = _export(source, args, kwargs)
         flat = _by_name(program.exported_program, args, kwargs)
         model = program.model
+        if (found := interface_of(program.exported_program, model.graph, source)) is not None:
+            write(model, found)
         for node in model.graph.all_nodes():
             # Source lines are worth keeping; where the sources lie is this machine's affair.
             origin.without_folders(node)
@@ -93,11 +98,21 @@ def _split(source: Any, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
                 "expected a tensor, a tuple of tensors or a dict of keyword arguments"
             )
         return tuple(kept[0]), dict(kept[1])
+    inputs = _tensors(inputs)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple | list):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def _tensors(inputs: Any) -> Any:
+    """Example inputs with tensors in place of numpy arrays, at any depth."""
+    from torch.utils import _pytree as pytree
+
+    from hal_torch.tensors import as_torch
+
+    return pytree.tree_map(lambda leaf: as_torch(leaf) if isinstance(leaf, np.ndarray) else leaf, inputs)
 
 
 def _export(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,1 @@
+"""Sessions: models compiled for this machine, and what programs do with them."""

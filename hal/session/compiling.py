@@ -1,0 +1,212 @@
+"""From a model to a session: profile and plan are found or made, and the plan is compiled in this process."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from hal import demo
+from hal.choosing.choose import chosen, profiled
+from hal.choosing.finalists import spots_of
+from hal.choosing.planner import asked
+from hal.errors import InputError, StorageError, problems
+from hal.executor.partitions import pieces_of
+from hal.graph.model import Graph
+from hal.graph.reading import is_foreign
+from hal.profiling.preflight import preflight
+from hal.profiling.sources import Subject, resolve
+from hal.records.plan import Constraints, Plan
+from hal.records.reading import read_plan
+from hal.session.calling import Calling
+from hal.session.events import OnEvent
+from hal.session.runner import runner_of
+from hal.session.session import Session
+from hal.tensor import Array
+
+#: What a session does with inputs of shapes that it was not compiled for.
+NewShapes = Literal["refuse", "replan"]
+
+
+def compile(
+    model: Any,
+    inputs: Any = None,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    objective: str = "latency",
+    max_error: float = 0.0,
+    memory: Mapping[str, str | int] | None = None,
+    targets: Sequence[str] | None = None,
+    strict: bool = False,
+    budget_s: float = 2.0,
+    deadline_s: float | None = None,
+    on_event: OnEvent | None = None,
+    plan: Plan | str | os.PathLike[str] | None = None,
+    new_shapes: NewShapes = "refuse",
+) -> Session:
+    """Make a model ready to run on the targets of this machine that were measured to be the best for it.
+
+    The first time, the model is measured on every target it may use, which takes a minute or so; what the
+    store has is not measured again. The plan is that of :func:`hal.choose`, or the given one, in which case
+    nothing is searched. Its backends are opened in this process.
+
+    Args:
+        model: A path, ``demo:NAME``, ONNX bytes or model, a Graph, or a framework's model with ``inputs``.
+        inputs: Arrays by name or position, as examples; None for the demo's own or random ones.
+        shapes: Shapes of inputs with free dimensions, by name.
+        objective: ``latency``, ``throughput``, ``energy`` or ``memory``.
+        max_error: Highest relative L2 error of the worst output; 0 allows fp32 targets only.
+        memory: Limit by device id or memory pool, in bytes or as text: ``{"cuda:0": "8GiB"}``.
+        targets: Targets that may be used, or shell patterns of them: ``["cpu:0/*"]``; None for all.
+        strict: Raise where a device is lost or fails, instead of planning again for those that remain.
+        budget_s: Seconds for each search.
+        deadline_s: Seconds after which a run is cut off; None for never. With it, each run takes about 20
+            microseconds more.
+        on_event: Told of each event, in a thread of a request.
+        plan: A plan of this model, or a file of one; what was asked of it holds here too.
+        new_shapes: What to do with inputs of other shapes: ``refuse`` them, or ``replan``, which compiles for
+            them when they first come, as for these, and keeps the last 8 shapes.
+
+    Raises:
+        ModelError: The model cannot be read.
+        InputError: Inputs, shapes, a memory limit or options do not fit.
+        TargetError: No target fits.
+        Infeasible: No plan keeps all constraints; says which cannot hold and by how much.
+        PlanError: The given plan is of another model or machine, or no finalist could be run.
+        PluginError: A backend cannot compile its part.
+    """
+    if new_shapes not in ("refuse", "replan"):
+        raise InputError(f"new_shapes is {new_shapes!r}; expected 'refuse' or 'replan'")
+    given = None if plan is None else _read(plan)
+    if given is None:
+        constraints = asked(objective=objective, max_error=max_error, memory=memory, targets=targets)
+    else:
+        _check_unasked(objective=objective, max_error=max_error, memory=memory, targets=targets)
+        constraints = given.constraints
+    how = _How(constraints, strict, budget_s, deadline_s, on_event)
+    again = None
+    if new_shapes == "replan":
+        model, source = _kept(model)
+        again = functools.partial(_again, source, how)
+    return _session(model, inputs, shapes, how, given, again)
+
+
+@dataclass(frozen=True)
+class _How:
+    """What all sessions of a model have in common, whatever the shapes."""
+
+    constraints: Constraints
+    strict: bool
+    budget_s: float
+    deadline_s: float | None
+    on_event: OnEvent | None
+
+
+def _session(
+    model: Any,
+    inputs: Any,
+    shapes: Mapping[str, Sequence[int]] | None,
+    how: _How,
+    plan: Plan | None = None,
+    again: Any = None,
+) -> Session:
+    subject = resolve(model, inputs, shapes=shapes)
+    if plan is not None:
+        pieces_of(plan, subject.graph)  # before anything is measured for it
+    job, profile = profiled(subject, constraints=how.constraints)
+    if plan is None:
+        plan = chosen(job, profile, how.constraints, budget_s=how.budget_s)
+    runner = runner_of(
+        subject.graph,
+        plan,
+        profile,
+        spots_of(job.discovery),
+        constraints=how.constraints,
+        strict=how.strict,
+        deadline_s=how.deadline_s,
+        on_event=how.on_event,
+    )
+    return Session(runner, subject.graph, profile, again=again)
+
+
+def _again(source: Any, how: _How, calling: Calling, arrays: Sequence[Array]) -> Session:
+    """A session for the shapes of these inputs."""
+    if not isinstance(source, Graph):
+        return _session(source, calling.example(arrays), None, how)
+    inputs, shapes = examples(calling.names, arrays)
+    return _session(source, inputs, shapes, how)
+
+
+def examples(
+    names: Sequence[str], arrays: Sequence[Array]
+) -> tuple[dict[str, Array] | None, dict[str, tuple[int, ...]]]:
+    """A request as inputs to measure with, and their shapes.
+
+    There are no inputs where one holds NaN, with which answers cannot be compared: random ones are taken.
+
+    Args:
+        names: Of the inputs.
+        arrays: The request.
+    """
+    shapes = {name: array.shape for name, array in zip(names, arrays, strict=True)}
+    has_nan = any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays)
+    return None if has_nan else dict(zip(names, arrays, strict=True)), shapes
+
+
+def opened(model: Any) -> Graph | None:
+    """A model with its free dimensions, where it is ONNX in any form; None for an object of a framework.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    if isinstance(model, Graph):
+        return model
+    if isinstance(model, Subject):
+        return model.graph
+    if isinstance(model, str) and model.startswith("demo:"):
+        return Graph.load(demo.find(model.removeprefix("demo:")).model, name=model)
+    if isinstance(model, bytes | onnx.ModelProto | ir.Model):
+        return Graph.load(model)
+    if isinstance(model, str | os.PathLike) and not is_foreign(Path(model)):
+        preflight(Path(model), {})
+        return Graph.load(Path(model))
+    return None
+
+
+def _kept(model: Any) -> tuple[Any, Any]:
+    """A model to resolve now, and the source of sessions for other shapes: the same, read once."""
+    graph = opened(model)
+    if graph is None:
+        return model, model
+    # A demo has inputs of its own, which a graph does not.
+    return (model if isinstance(model, str) and model.startswith("demo:") else graph), graph
+
+
+def _read(plan: Plan | str | os.PathLike[str]) -> Plan:
+    if isinstance(plan, Plan):
+        return plan
+    try:
+        data = Path(plan).read_bytes()
+    except OSError as error:
+        raise StorageError(f"plan {os.fspath(plan)!r} cannot be read: {error.strerror or error}") from error
+    return read_plan(data, repr(os.fspath(plan)))
+
+
+def _check_unasked(**options: Any) -> None:
+    """Refuse what would have no effect beside a given plan."""
+    defaults = {"objective": "latency", "max_error": 0.0, "memory": None, "targets": None}
+    found = [f"{name}={value!r}" for name, value in options.items() if value != defaults[name]]
+    if found:
+        raise InputError(
+            problems(
+                "a given plan was made for what was asked then",
+                [f"{', '.join(found)} would have no effect; leave it out, or leave out plan to plan anew"],
+            )
+        )
