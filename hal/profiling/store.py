@@ -18,6 +18,7 @@ import msgspec
 from hal.errors import ProfileNotFound, StorageError, UserError
 from hal.profiling.store_file import explained, open_file, writing
 from hal.profiling.store_rows import (
+    Asked,
     Row,
     Stored,
     Summary,
@@ -36,10 +37,11 @@ from hal.records.digests import content_digest
 from hal.records.kernels import KernelRecord
 from hal.records.machine import Environment, MachineProfile
 from hal.records.places import data_folder
+from hal.records.plan import Plan
 from hal.records.profile import Profile
-from hal.records.reading import read_machine, read_profile
+from hal.records.reading import read_machine, read_plan, read_profile
 
-__all__ = ["Store", "Stored", "Summary", "Wanted", "load_profile", "profile_id"]
+__all__ = ["Asked", "Store", "Stored", "Summary", "Wanted", "load_profile", "profile_id"]
 
 R = TypeVar("R")
 
@@ -359,6 +361,39 @@ class Store:
             StorageError: The store cannot be read.
         """
         return self._sound("machines", "environment", content_digest(environment), read_machine)
+
+    def put_plan(self, asked: Asked, plan: Plan) -> None:
+        """Keep the plan that was chosen from a profile, as long as the profile is kept.
+
+        Args:
+            asked: All that the choice depends on.
+            plan: In place of an older one under equal terms.
+
+        Raises:
+            StorageError: It could not be written, or the profile is not there; the store is as before.
+        """
+        payload = packed(plan)
+        row: Row = {
+            "key": content_digest(asked),
+            "profile": asked.profile,
+            "payload": payload,
+            "checksum": checksum(payload),
+        }
+        with explained(self.path), writing(self._connection):
+            self._insert(
+                "plans",
+                [row],
+                "ON CONFLICT(key) DO UPDATE SET payload = excluded.payload, checksum = excluded.checksum",
+            )
+
+    def plan(self, asked: Asked) -> Plan | None:
+        """The plan that was chosen under these terms; None where none was kept.
+
+        Raises:
+            UserError: A newer hal wrote it.
+            StorageError: The store cannot be read.
+        """
+        return self._sound("plans", "key", content_digest(asked), read_plan)
 
     def kernels(
         self, target: str | None = None, op: str | None = None, environment: Environment | None = None

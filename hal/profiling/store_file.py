@@ -83,6 +83,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             payload BLOB NOT NULL,
             checksum TEXT NOT NULL)""",
     ),
+    (
+        """CREATE TABLE plans(
+            key TEXT PRIMARY KEY,
+            profile TEXT NOT NULL REFERENCES profiles(id) ON DELETE CASCADE,
+            payload BLOB NOT NULL,
+            checksum TEXT NOT NULL)""",
+        "CREATE INDEX plans_profile ON plans(profile)",
+    ),
 )
 
 _log = logging.getLogger("hal")

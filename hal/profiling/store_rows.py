@@ -13,6 +13,7 @@ from hal.errors import UserError
 from hal.records.digests import content_digest
 from hal.records.kernels import KernelRecord, kernel_records
 from hal.records.machine import Environment
+from hal.records.plan import Constraints
 from hal.records.profile import Profile, TargetProfile
 
 #: Digits of a content digest that name a profile. Of a million profiles two share 12 with a chance of 1 in
@@ -86,6 +87,22 @@ class Stored(msgspec.Struct, frozen=True, kw_only=True):
     result: TargetProfile
     profile_id: str
     measured: str
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What a choice of a plan depends on.
+
+    Attributes:
+        profile: Id of the profile it is made from.
+        constraints: The objective among them.
+        budget_s: Seconds for each search.
+        hal_version: Of the hal that chooses.
+    """
+
+    profile: str
+    constraints: Constraints
+    budget_s: float
+    hal_version: str
 
 
 def profile_id(profile: Profile) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +18,25 @@ from hal import demo
 from hal.choosing.choose import chosen, profiled
 from hal.choosing.finalists import spots_of
 from hal.choosing.planner import asked
-from hal.errors import InputError, StorageError, problems
+from hal.errors import InputError, StorageError, UserError, problems
 from hal.executor.partitions import pieces_of
 from hal.graph.model import Graph
 from hal.graph.reading import is_foreign
+from hal.profiling.engine import Job
 from hal.profiling.preflight import preflight
 from hal.profiling.sources import Subject, resolve
+from hal.profiling.store import Asked, Store, profile_id
 from hal.records.plan import Constraints, Plan
+from hal.records.profile import Profile
 from hal.records.reading import read_plan
 from hal.session.calling import Calling
 from hal.session.events import OnEvent
 from hal.session.runner import runner_of
 from hal.session.session import Session
 from hal.tensor import Array
+from hal.version import __version__
+
+_log = logging.getLogger("hal")
 
 #: What a session does with inputs of shapes that it was not compiled for.
 NewShapes = Literal["refuse", "replan"]
@@ -54,8 +61,8 @@ def compile(
     """Make a model ready to run on the targets of this machine that were measured to be the best for it.
 
     The first time, the model is measured on every target it may use, which takes a minute or so; what the
-    store has is not measured again. The plan is that of :func:`hal.choose`, or the given one, in which case
-    nothing is searched. Its backends are opened in this process.
+    store has is not measured again. The plan is that of :func:`hal.choose`, kept in the store and found there
+    as long as nothing changed that it depends on; or the given one. Its backends are opened in this process.
 
     Args:
         model: A path, ``demo:NAME``, ONNX bytes or model, a Graph, or a framework's model with ``inputs``.
@@ -108,6 +115,15 @@ class _How:
     deadline_s: float | None
     on_event: OnEvent | None
 
+    def asked(self, profile: Profile) -> Asked:
+        """What the choice of a plan depends on."""
+        return Asked(
+            profile=profile_id(profile),
+            constraints=self.constraints,
+            budget_s=self.budget_s,
+            hal_version=__version__,
+        )
+
 
 def _session(
     model: Any,
@@ -122,7 +138,7 @@ def _session(
         pieces_of(plan, subject.graph)  # before anything is measured for it
     job, profile = profiled(subject, constraints=how.constraints)
     if plan is None:
-        plan = chosen(job, profile, how.constraints, budget_s=how.budget_s)
+        plan = _found(profile, how) or _kept_plan(profile, how, job)
     runner = runner_of(
         subject.graph,
         plan,
@@ -134,6 +150,27 @@ def _session(
         on_event=how.on_event,
     )
     return Session(runner, subject.graph, profile, again=again)
+
+
+def _found(profile: Profile, how: _How) -> Plan | None:
+    """The plan that was chosen from this profile before; a store that cannot be read has none."""
+    try:
+        with Store.open() as store:
+            return store.plan(how.asked(profile))
+    except (StorageError, UserError) as error:
+        _log.warning("plans are not found again: %s", error)
+        return None
+
+
+def _kept_plan(profile: Profile, how: _How, job: Job) -> Plan:
+    """A plan, measured now and kept in the store where that is possible."""
+    plan = chosen(job, profile, how.constraints, budget_s=how.budget_s)
+    try:
+        with Store.open() as store:
+            store.put_plan(how.asked(profile), plan)
+    except StorageError as error:
+        _log.warning("the plan is not kept: %s", error)
+    return plan
 
 
 def _again(source: Any, how: _How, calling: Calling, arrays: Sequence[Array]) -> Session:

@@ -13,6 +13,7 @@ import pytest
 import hal
 from hal.errors import InputError, ModelError, PlanError, StorageError, TargetError
 from hal.graph.model import Graph
+from hal.profiling.store import Store
 from hal.session.compiling import examples
 from hal.testing import example_inputs, small_graph, true_outputs
 from hal.testing.graphs import GRAPHS
@@ -52,6 +53,33 @@ def test_the_plan_that_was_measured_to_be_the_best_is_carried_out() -> None:
         (want,) = true_outputs(graph(), inputs)
         assert 0 < np.linalg.norm(session(*inputs) - want) / np.linalg.norm(want) < 0.1
         np.testing.assert_array_equal(session.run(None, {"x": inputs[0]})[0], session(x=inputs[0]))
+
+
+@pytest.mark.usefixtures("one")
+def test_the_plan_is_found_again_when_nothing_changed() -> None:
+    with hal.compile(graph(), max_error=0.5) as session:
+        first = session.plan
+    with hal.compile(graph(), max_error=0.5) as session:
+        # Its measured bursts too: nothing was measured again.
+        assert session.plan == first
+    with hal.compile(graph(), max_error=0.6) as session:
+        assert session.plan.constraints.max_error == 0.6
+
+
+@pytest.mark.usefixtures("one")
+def test_a_plan_is_chosen_anew_when_its_profile_is_gone_or_its_row_is_damaged() -> None:
+    with hal.compile(graph(), max_error=0.5) as session:
+        pass
+    with Store.open() as store:
+        connection = store._connection
+        connection.execute("UPDATE plans SET payload = x'00'")
+    with hal.compile(graph(), max_error=0.5) as session:
+        assert [part.target for part in session.plan.partitions] == [BF16, FP32]
+    with Store.open() as store:
+        assert store._connection.execute("SELECT kind FROM damaged").fetchall() == [("plans",)]
+        assert store._connection.execute("SELECT count(*) FROM plans").fetchone() == (1,)
+        store.remove([one.id for one in store.summaries()])
+        assert store._connection.execute("SELECT count(*) FROM plans").fetchone() == (0,)
 
 
 @pytest.mark.usefixtures("one")
