@@ -228,31 +228,41 @@ def _with_switching(
         return list(links)
     if found is None:
         return list(links)
+    blocks, pairs = found
     # The link there, then the one back; an end with itself has one, of the part that is handed something.
     return [
-        msgspec.structs.replace(link, switching=switching.switching(link, parts, found, end))
+        msgspec.structs.replace(link, switching=switching.switching(link, blocks, pairs, end))
         for link, end in zip(links, (1, 0), strict=False)
     ]
 
 
-def _turns(chain: WorkerBackend, parts: Sequence[int]) -> dict[tuple[int, int], switching.Pair] | None:
-    """Parts of all sizes after parts of all sizes; None where the ends compute by clocks of their own."""
-    found = {}
+def _turns(
+    chain: WorkerBackend, parts: Sequence[int]
+) -> tuple[Sequence[int], dict[tuple[int, int], switching.Pair]] | None:
+    """Parts of all sizes after parts of all sizes, as far as they are not too slow, and these sizes.
+
+    None where the ends compute by clocks of their own.
+    """
+    found: dict[tuple[int, int], switching.Pair] = {}
     inputs = [switching.values()]
-    for at, first in enumerate(parts):
-        for other, second in enumerate(parts):
-            graph, cut = switching.graph(first, second)
+    for at in range(len(parts)):
+        # Both of this size first: where that takes too long, so would all that are larger.
+        pairs = [(at, at), *((at, other) for other in range(at)), *((other, at) for other in range(at))]
+        for one, other in pairs:
+            graph, cut = switching.graph(parts[one], parts[other])
             executable = chain.compile(CHAIN, graph, along("fp32", (0, 1), cut))
             try:
                 if executable.ability(KernelTimes) is None:
                     return None
                 executable.prepare(inputs)
-                n_runs = switching.n_runs(executable.kernel_runs(inputs, 2))
-                found[at, other] = switching.Pair(executable.kernel_runs(inputs, n_runs))
+                seen = executable.kernel_runs(inputs, 2)
+                if one == other and at and stats.median(seen.run_ns) > switching.LONGEST_NS:
+                    return parts[:at], found
+                found[one, other] = switching.Pair(executable.kernel_runs(inputs, switching.n_runs(seen)))
             finally:
                 if chain.alive:
                     executable.close()
-    return found
+    return parts, found
 
 
 def _rounds(

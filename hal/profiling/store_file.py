@@ -206,9 +206,11 @@ def _prepared(path: Path, migrations: Sequence[Sequence[str]]) -> sqlite3.Connec
 
 def _check(connection: sqlite3.Connection, path: Path, newest: int) -> None:
     """Refuse what is not ours to change, before anything is written."""
+    connection.execute("BEGIN")  # all of one moment: another process may just be making the tables
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (program,) = connection.execute("PRAGMA application_id").fetchone()
     (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    connection.execute("COMMIT")
     if program != APPLICATION_ID and (program or n_tables):
         raise StorageError(
             f"{str(path)!r} is a database of another program (application id {program}, expected "

@@ -36,6 +36,8 @@ _BLOCK = 13
 _CHANNELS, _SIZE = 16, 16
 #: Bytes of its input and its output.
 N_BYTES = 4 * _CHANNELS * _SIZE * _SIZE
+#: Two parts that take longer in a row end the sizes: parts of models that are so slow notice no caches.
+LONGEST_NS = 50_000_000
 #: Runs of one pair of sizes: as many as fit into the time, within these bounds.
 _TIME_NS, _RUNS_MIN, _RUNS_MAX = 15_000_000, 5, 60
 
