@@ -10,7 +10,7 @@ SETTINGS := pyproject.toml constraints.txt requirements-test.txt requirements-mo
 # System tests run real runtimes: two at a time fill two cores.
 WORKERS ?= 2
 
-.PHONY: demo test env lint types layers unit contract system docs wheels clean
+.PHONY: demo test env lint types layers unit contract system slow docs wheels clean
 
 env: $(VENV)/.installed
 
@@ -42,13 +42,17 @@ layers: env
 	$(BIN)/lint-imports --no-cache
 
 unit: env
-	$(BIN)/python -m pytest -n $(WORKERS) tests/unit
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) tests/unit
 
 contract: env
-	$(BIN)/python -m pytest -n $(WORKERS) tests/contract
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) tests/contract
 
 system: env
-	$(BIN)/python -m pytest -n $(WORKERS) tests/system tests/device
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) tests/system tests/device
+
+# Minutes each; to be run before what they test is called done.
+slow: env
+	$(BIN)/python -m pytest -m slow -n $(WORKERS) tests
 
 docs: env
 	$(BIN)/python -m pytest tests/docs

@@ -29,11 +29,13 @@ def ends() -> list[Stage]:
 
 def test_every_pair_is_measured_when_three_backends_share_a_processor(ends: list[Stage]) -> None:
     assert sorted(end.name for end in ends) == [f"cpu:0/{name}" for name in NAMES]
-    links = measure_links(ends, sizes=(4096, 1 << 20))
+    links = measure_links(ends, sizes=(4096, 1 << 20), parts=(0, 1))
     assert len(links) == 9
     for link in links:
         assert link.same_silicon
         assert link.reason == ""
+        assert link.switching is not None
+        assert link.switching.n_nodes == (1, 13)
         assert [point.n_bytes for point in link.points] == [4096, 1 << 20]
         for point in link.points:
             assert point.n >= 3
@@ -53,9 +55,9 @@ def test_answers_are_right_when_tensors_pass_through_all_backends(ends: list[Sta
         np.testing.assert_allclose(as_numpy(executable.run(inputs)[0]), expected[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("n_stages", "spinning"), [(1, True), (2, False)])
-def test_idle_threads_do_not_spin_when_backends_share_a_process(
-    ends: list[Stage], n_stages: int, spinning: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("n_stages", "threads"), [(1, None), (2, 1)])
+def test_backends_have_one_thread_each_when_they_share_a_process(
+    ends: list[Stage], n_stages: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (stage,) = [end for end in ends if end.name.endswith("/onnxruntime")]
     chain = ChainBackend([stage] * n_stages)
@@ -68,4 +70,4 @@ def test_idle_threads_do_not_spin_when_backends_share_a_process(
 
     monkeypatch.setattr(chain.backends[0], "compile", noted)
     chain.compile(CHAIN, small_graph("scalar"), along("fp32", tuple(range(n_stages)))).close()
-    assert [one.option("spinning", True) for one in compiled] == [spinning] * n_stages
+    assert [dict(one.options).get("threads") for one in compiled] == [threads] * n_stages

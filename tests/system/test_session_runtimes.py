@@ -16,6 +16,8 @@ import hal
 from hal import demo
 from hal.errors import InputError, PlanError
 
+pytestmark = pytest.mark.slow
+
 DIGITS = demo.find("digits")
 
 

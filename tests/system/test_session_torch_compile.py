@@ -10,6 +10,8 @@ import torch
 
 from hal.errors import HalError
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"targets": ["cpu:0/onnxruntime/fp32"]}
 
 

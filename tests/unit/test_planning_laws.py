@@ -91,6 +91,7 @@ def test_solve_agrees_with_brute_force_when_there_are_up_to_twelve_units(
     )
 
 
+@pytest.mark.slow
 def test_no_plan_is_worse_than_the_best_device_nor_breaks_a_constraint_on_a_thousand_graphs() -> None:
     solved = 0
     for seed in range(1000):
