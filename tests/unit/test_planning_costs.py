@@ -252,7 +252,7 @@ def test_spinning_target_is_for_the_whole_model_when_its_twin_was_measured() -> 
     assert mixed(modelled, FP32, RESTING, RESTING).latency == pytest.approx(
         10_000 + CONV + 5_000 + 6_000 + twin
     )
-    assert "its threads do not spin" in modelled.notes[0]
+    assert "for parts it has one thread, or none that spin" in modelled.notes[0]
 
 
 def test_twin_comes_along_when_only_the_spinning_target_was_asked_for() -> None:

@@ -214,6 +214,7 @@ def test_plain_twin_is_the_target_without_what_mixed_plans_set() -> None:
 def test_target_is_for_whole_models_when_more_threads_help_little(one_ns: int, is_whole: bool) -> None:
     made = model(profile(on(FP32, 100_000), on(ORT, 100_000), on(ONE, one_ns)))
     assert made.only_whole == ({1} if is_whole else set())
+    assert any("is offered for the whole model" in note for note in made.notes) == is_whole
 
 
 def test_target_stays_for_parts_when_its_twin_was_not_measured() -> None:
