@@ -420,7 +420,9 @@ def _notes(names: Sequence[str], times: Sequence[Times], guessed: Sequence[str],
     twins = {plain_twin(name) for name in names}
     for name, one in zip(names, times, strict=True):
         if one.is_whole and name in twins:
-            found.append(f"{name} is offered for the whole model: for parts it has one thread, or none that spin")
+            found.append(
+                f"{name} is offered for the whole model: for parts it has one thread, or none that spin"
+            )
         elif one.is_whole:
             found.append(f"{name} is offered for the whole model: its kernels do not tell what a part costs")
         if one.spread > 0:
