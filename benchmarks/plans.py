@@ -31,7 +31,7 @@ from hal.choosing.finalists import spots_of
 from hal.errors import HalError
 from hal.executor.backend import PLAN, plan_ref, plan_target
 from hal.executor.partitions import Piece
-from hal.planning.costs import Modelled, model, plain_twin
+from hal.planning.costs import Modelled, model, plain
 from hal.planning.plans import plan_of
 from hal.planning.problem import Assignment
 from hal.planning.simulate import simulate
@@ -207,8 +207,8 @@ def usable_targets(modelled: Modelled, profile: Profile) -> list[int]:
         if not modelled.problem.allowed[:, at].all() or timing is None or at in modelled.only_whole:
             continue
         if table is not None and table.defines_units:
-            plain = plain_twin(name) or name
-            fastest[plain] = min(fastest.get(plain, (timing.median_ns, at)), (timing.median_ns, at))
+            same = plain(name)
+            fastest[same] = min(fastest.get(same, (timing.median_ns, at)), (timing.median_ns, at))
     return [at for _, at in fastest.values()]
 
 

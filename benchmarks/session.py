@@ -43,7 +43,7 @@ Call = Callable[[], Any]
 
 def executable_of(session: hal.Session) -> Executable:
     """What the session runs: its own, so that no second pool of threads disturbs the first."""
-    found: Executable = session.runner._engine._executable  # type: ignore[attr-defined]
+    found: Executable = session.runner._engine._executable  # type: ignore[attr-defined]  # what is inside
     return found
 
 

@@ -173,6 +173,20 @@ class _Imported:
             self._managed.deleter(ctypes.byref(self._managed))
 
 
+def own_dtype(name: str) -> np.dtype[Any] | None:
+    """Numpy's own type of a name, a singleton that ``is`` tells apart; None where numpy has none."""
+    try:
+        dtype = np.dtype(name)
+    except TypeError:
+        return None
+    return dtype if dtype.isbuiltin == 1 else None
+
+
+def is_on_host(tensor: Any) -> bool:
+    """Whether a tensor that exports DLPack lies in the host's memory."""
+    return int(tensor.__dlpack_device__()[0]) in (_CPU, _CUDA_HOST)
+
+
 def as_numpy(tensor: Any) -> Array:
     """A host tensor as a numpy array, without a copy; bfloat16 becomes ``ml_dtypes.bfloat16``.
 
@@ -190,8 +204,8 @@ def as_numpy(tensor: Any) -> Array:
         raise InputError(
             f"{type(tensor).__name__} is not a tensor; expected a numpy array or an object with __dlpack__"
         )
-    device = tuple(int(part) for part in tensor.__dlpack_device__())
-    if device[0] not in (_CPU, _CUDA_HOST):
+    if not is_on_host(tensor):
+        device = tuple(int(part) for part in tensor.__dlpack_device__())
         raise InputError(
             f"a tensor on DLPack device {device} cannot be read as a numpy array; "
             "expected host memory (device type 1 or 3): copy it to the host first"

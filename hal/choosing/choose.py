@@ -142,7 +142,7 @@ def profiled(
         return job, profile
     # Where more threads do not make it faster, they need not be put to rest: one will do.
     taken = {t.target: t.timing.median_ns for t in profile.targets if t.timing is not None}
-    ones = {str(plain_twin(name)): ns for name, ns in taken.items() if plain_twin(name)}
+    ones = {twin: ns for name, ns in taken.items() if (twin := plain_twin(name))}
     helped = [t for t in wanted if taken.get(str(t), math.inf) < ones.get(str(t), math.inf)]
     resting = list(twins(job.discovery, helped, "spinning", False))
     if not resting:

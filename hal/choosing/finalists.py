@@ -18,6 +18,7 @@ from hal.profiling.lane import Lane, interleave
 from hal.records.facts import ModelFacts
 from hal.records.plan import Finalist, Plan
 from hal.records.profile import TargetProfile, Timing
+from hal.records.targets import place_name
 from hal.sampling import Policy
 from hal.tensor import Array
 
@@ -50,8 +51,7 @@ class Candidate:
     @property
     def placement(self) -> str:
         """In words."""
-        parts = self.plan.partitions
-        return ", then ".join(f"{part.target} ({len(part.nodes)} nodes)" for part in parts)
+        return self.plan.placement
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def measure(arena: Arena, candidates: Sequence[Candidate], policy: Policy) -> li
 def spots_of(discovery: Discovery) -> dict[str, Spot]:
     """Every device that can be used, by ``DEVICE/BACKEND[-VARIANT]``."""
     return {
-        f"{f.device.id}/{f.backend}{'-' if f.device.variant else ''}{f.device.variant}": Spot(
+        place_name(f.device.id, f.backend, f.device.variant): Spot(
             ref=plugins.reference(f.backend), device=f.device
         )
         for f in discovery.found

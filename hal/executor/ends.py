@@ -9,10 +9,7 @@ import numpy as np
 
 from hal.backend import Tensor, TensorSpec
 from hal.executor.program import Program
-from hal.tensor import as_numpy, deliver, host_inputs
-
-#: DLPack device types of host memory. Source: dlpack.h, kDLCPU and kDLCUDAHost.
-_HOST = (1, 3)
+from hal.tensor import as_numpy, deliver, host_inputs, is_on_host, own_dtype
 
 
 class Inputs:
@@ -24,8 +21,8 @@ class Inputs:
 
     def __init__(self, specs: Sequence[TensorSpec]) -> None:
         self._specs = tuple(specs)
-        # numpy's own types are singletons, which `is` tells apart; tensors of others take the long way.
-        self._plain = [(_plain(spec.dtype), spec.shape) for spec in specs]
+        # Tensors of other libraries, and of types that numpy has not, take the long way.
+        self._plain = [(own_dtype(spec.dtype), spec.shape) for spec in specs]
 
     def check(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Inputs that fit; those on the host as numpy arrays, for which every backend has the shortest way.
@@ -39,10 +36,7 @@ class Inputs:
                     break
             else:
                 return inputs
-        on_host = [
-            not hasattr(tensor, "__dlpack_device__") or int(tensor.__dlpack_device__()[0]) in _HOST
-            for tensor in inputs
-        ]
+        on_host = [not hasattr(tensor, "__dlpack_device__") or is_on_host(tensor) for tensor in inputs]
         if len(inputs) != len(self._specs) or all(on_host):
             return host_inputs(self._specs, inputs)
         # Tensors on devices are checked by the backend that reads them.
@@ -95,12 +89,3 @@ class Outputs:
                 found.append(values[source])
                 seen.add(source)
         return found
-
-
-def _plain(name: str) -> np.dtype[Any] | None:
-    """Numpy's own type of a name; None where it has none."""
-    try:
-        dtype = np.dtype(name)
-    except TypeError:
-        return None
-    return dtype if dtype.isbuiltin == 1 else None

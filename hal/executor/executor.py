@@ -35,6 +35,7 @@ from hal.executor.partitions import Cut, Part, Piece, cut
 from hal.executor.program import Compiled, Handoff, Program, Step, program
 from hal.graph.cut import Cutter
 from hal.graph.model import Graph
+from hal.records.targets import place_name
 
 A = TypeVar("A")
 
@@ -92,7 +93,7 @@ def compile_plan(graph: Graph | Cutter, pieces: Sequence[Piece], places: Places)
 
 def end_of(target: Target) -> str:
     """``DEVICE/BACKEND[-VARIANT]``: what targets that differ in their configuration share."""
-    return f"{target.device}/{target.backend}{'-' if target.variant else ''}{target.variant}"
+    return place_name(target.device, target.backend, target.variant)
 
 
 class Executor(Executable):

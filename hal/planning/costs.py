@@ -241,17 +241,26 @@ def _unusable(target: TargetProfile, constraints: Constraints) -> str:
     return ""
 
 
-def plain_twin(name: str) -> str | None:
-    """For a target that :mod:`hal.choosing` made for mixed plans the one that it was made from; else None.
+def plain(name: str) -> str:
+    """A target without what :mod:`hal.choosing` sets where it is to share its silicon with others.
 
-    ``...+spinning=false`` and ``...+threads=1`` are such: with idle threads that sleep, and with none.
+    ``+spinning=false`` and ``+threads=1`` are such: with idle threads that sleep, and with none.
     """
     target = Target.parse(name)
-    options = dict(target.configuration.options)
-    if options.pop(_SPINNING, True) is not False and options.pop(_THREADS, 0) != 1:
-        return None
-    plain = Configuration.of(target.configuration.precision, options)
-    return str(msgspec.structs.replace(target, configuration=plain))
+    configuration = target.configuration
+    options = {
+        option: value
+        for option, value in configuration.options
+        if not (option == _SPINNING and value is False) and not (option == _THREADS and value == 1)
+    }
+    alone = Configuration.of(configuration.precision, options)
+    return str(msgspec.structs.replace(target, configuration=alone))
+
+
+def plain_twin(name: str) -> str | None:
+    """For a target that :mod:`hal.choosing` made for mixed plans the one that it was made from; else None."""
+    twin = plain(name)
+    return None if twin == str(Target.parse(name)) else twin
 
 
 def _only_whole(chosen: Sequence[TargetProfile]) -> set[str]:
@@ -263,12 +272,12 @@ def _only_whole(chosen: Sequence[TargetProfile]) -> set[str]:
     taken = {target.target: target.timing.median_ns for target in chosen if target.timing is not None}
     found = set()
     for name, own_ns in taken.items():
-        plain = plain_twin(name)
-        if plain is not None and (
+        twin = plain_twin(name)
+        if twin is not None and (
             _SPINNING in dict(Target.parse(name).configuration.options)
-            or own_ns <= _THREADS_HELP * taken.get(plain, 0)
+            or own_ns <= _THREADS_HELP * taken.get(twin, 0)
         ):
-            found.add(plain)
+            found.add(twin)
     return found
 
 

@@ -25,7 +25,7 @@ from hal.planning.problem import Floats, Ints
 from hal.records.machine import Link, interpolate
 from hal.records.machines import HOST
 from hal.records.plan import BoundaryCost
-from hal.records.targets import Device, Target
+from hal.records.targets import Device, Target, place_name
 
 #: A handoff of which nothing is known: latency, and bytes per second.
 #: Source: handoffs of 4 KiB between three runtimes on one processor take 3 to 7 us, and of 16 MiB 0.2 to 0.7
@@ -49,10 +49,7 @@ class Place:
     @property
     def end(self) -> str:
         """Its name in links: ``DEVICE/BACKEND[-VARIANT]``."""
-        backend = (
-            f"{self.target.backend}-{self.target.variant}" if self.target.variant else self.target.backend
-        )
-        return f"{self.target.device}/{backend}"
+        return place_name(self.target.device, self.target.backend, self.target.variant)
 
     @property
     def away(self) -> bool:

@@ -16,7 +16,7 @@ from hal.profiling.links import measure_links
 from hal.profiling.privacy import scrub
 from hal.profiling.progress import Progress
 from hal.records.machine import MACHINE_SCHEMA_VERSION, MachineProfile
-from hal.records.targets import Configuration, Device, Target
+from hal.records.targets import Configuration, Device, Target, place_name
 from hal.version import __version__
 from hal.worker import Deadlines
 
@@ -84,8 +84,8 @@ def _stages(discovery: Discovery, targets: Sequence[Target]) -> list[tuple[Stage
         plain = msgspec.structs.replace(
             target, configuration=Configuration.of(target.configuration.precision)
         )
-        backend = f"{target.backend}-{target.variant}" if target.variant else target.backend
-        grouped.setdefault(f"{target.device}/{backend}", {})[str(plain)] = plain
+        place = place_name(target.device, target.backend, target.variant)
+        grouped.setdefault(place, {})[str(plain)] = plain
     stages = []
     for name, found in grouped.items():
         group = sorted(found.values(), key=lambda target: target.configuration.precision != "fp32")

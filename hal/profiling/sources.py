@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,21 +75,13 @@ def resolve(
         return model
     evaluation = None
     inputs_from = "given"
-    if isinstance(model, str) and model.startswith(_DEMO):
-        found = demo.find(model.removeprefix(_DEMO))
-        graph = Graph.load(found.model, name=model)
-        if inputs is None and not shapes:
-            inputs, inputs_from = found.inputs(), "the demo's test set"
-            evaluation = found.evaluation()
-    elif isinstance(model, Graph):
-        graph = model
-    elif isinstance(model, bytes | onnx.ModelProto | ir.Model):
-        graph = Graph.load(model)
-    elif isinstance(model, str | Path) and not _is_of_a_framework(Path(model)):
-        preflight(Path(model), _shapes(shapes, inputs))
-        graph = Graph.load(model)
-    else:
+    graph = opened(model, _shapes(shapes, inputs))
+    if graph is None:
         graph, inputs = _import(model, inputs)
+    elif isinstance(model, str) and model.startswith(_DEMO) and inputs is None and not shapes:
+        found = demo.find(model.removeprefix(_DEMO))
+        inputs, inputs_from = found.inputs(), "the demo's test set"
+        evaluation = found.evaluation()
     named = _named(graph, inputs)
     known = {name: tuple(array.shape) for name, array in named.items()}
     for name, shape in (shapes or {}).items():
@@ -102,6 +95,28 @@ def resolve(
     if not named:
         named, inputs_from = random_inputs(bound), f"random (seed {_SEED})"
     return Subject(bound, bound.check_inputs(named), inputs_from, evaluation)
+
+
+def opened(model: Any, shapes: Mapping[str, list[int]] | None = None) -> Graph | None:
+    """A model that is ONNX in any form, its free dimensions as they are; None for one of a framework.
+
+    Args:
+        model: As for :func:`resolve`.
+        shapes: Of inputs, as far as they are known: a file is looked at first with these.
+
+    Raises:
+        ModelError: It cannot be read.
+    """
+    if isinstance(model, Graph):
+        return model
+    if isinstance(model, str) and model.startswith(_DEMO):
+        return Graph.load(demo.find(model.removeprefix(_DEMO)).model, name=model)
+    if isinstance(model, bytes | onnx.ModelProto | ir.Model):
+        return Graph.load(model)
+    if isinstance(model, str | os.PathLike) and not _is_of_a_framework(Path(model)):
+        preflight(Path(model), shapes or {})
+        return Graph.load(Path(model))
+    return None
 
 
 def random_inputs(graph: Graph) -> dict[str, Array]:

@@ -221,6 +221,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(dict.fromkeys(partition.target for partition in self.partitions))
 
     @property
+    def placement(self) -> str:
+        """Which targets compute how much, in words."""
+        return ", then ".join(f"{part.target} ({len(part.nodes)} nodes)" for part in self.partitions)
+
+    @property
     def objective(self) -> float:
         """The predicted value of what was asked for: ns, mJ or bytes."""
         by_name: dict[str, float] = {

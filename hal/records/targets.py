@@ -95,6 +95,11 @@ class Configuration(msgspec.Struct, frozen=True):
         return dict(self.options).get(name, default)
 
 
+def place_name(device: str, backend: str, variant: str = "") -> str:
+    """``DEVICE/BACKEND[-VARIANT]``: what targets that differ in their configuration share."""
+    return f"{device}/{backend}-{variant}" if variant else f"{device}/{backend}"
+
+
 class Target(msgspec.Struct, frozen=True):
     """Device x backend x configuration, written ``cpu:0/openvino/bf16``.
 
@@ -108,9 +113,9 @@ class Target(msgspec.Struct, frozen=True):
     variant: str = ""
 
     def __str__(self) -> str:
-        backend = f"{self.backend}-{self.variant}" if self.variant else self.backend
         options = "".join(f"+{name}={_write(value)}" for name, value in self.configuration.options)
-        return f"{self.device}/{backend}/{self.configuration.precision}{options}"
+        place = place_name(self.device, self.backend, self.variant)
+        return f"{place}/{self.configuration.precision}{options}"
 
     @classmethod
     def parse(cls, text: str) -> Self:

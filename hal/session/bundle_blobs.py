@@ -16,7 +16,6 @@ import msgspec
 
 from hal import host, plugins
 from hal.backend import (
-    API_VERSION,
     Backend,
     BackendRef,
     BlobLoader,
@@ -24,14 +23,13 @@ from hal.backend import (
     Configuration,
     Device,
     Executable,
-    OptionSpec,
-    Support,
 )
 from hal.errors import BundleError, PluginError, StorageError
 from hal.executor.executor import Place, compile_plan
 from hal.executor.partitions import Piece
 from hal.graph.model import Graph
 from hal.session import bundle
+from hal.session.around import Around
 
 A = TypeVar("A")
 _log = logging.getLogger("hal.session")
@@ -50,9 +48,9 @@ def key_of(version: str, device: Device, graph: Graph, configuration: Configurat
     return hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
 
 
-def version_of(backend: str) -> str:
+def version_of(backend: str, installed: Sequence[plugins.Plugin]) -> str:
     """Distribution and version of a backend's plugin, from metadata; empty where none has the name."""
-    found = (plugin for plugin in plugins.installed() if plugin.name == backend)
+    found = (plugin for plugin in installed if plugin.name == backend)
     return next((f"{plugin.distribution} {plugin.version}" for plugin in found), "")
 
 
@@ -107,30 +105,15 @@ def with_blobs(backend: str, path: str, digest: str) -> Backend:
     return _Giving(opened, {key: found.members[name] for key, name in keys.items()})
 
 
-class _Around(Backend):
-    """A backend with another way to compile."""
-
-    api_version = API_VERSION
+class _Keyed(Around):
+    """A backend whose blobs are known by its version."""
 
     def __init__(self, inner: Backend) -> None:
-        self.name = inner.name
-        self._inner = inner
-        self._version = version_of(inner.name)
-
-    def discover(self) -> Sequence[Device]:
-        return self._inner.discover()
-
-    def options(self, device: Device) -> Sequence[OptionSpec]:
-        return self._inner.options(device)
-
-    def capability(self, device: Device, graph: Graph, precision: str) -> Mapping[str, Support]:
-        return self._inner.capability(device, graph, precision)
-
-    def ability(self, kind: type[A]) -> A | None:
-        return self._inner.ability(kind)
+        super().__init__(inner)
+        self._version = version_of(inner.name, plugins.installed())
 
 
-class _Taking(_Around):
+class _Taking(_Keyed):
     """Exports what it compiles."""
 
     def __init__(self, inner: Backend, found: list[bundle.Blob]) -> None:
@@ -154,7 +137,7 @@ class _Taking(_Around):
         return executable
 
 
-class _Giving(_Around):
+class _Giving(_Keyed):
     """Loads what it has a blob of, and compiles all else."""
 
     def __init__(self, inner: Backend, blobs: Mapping[str, bytes]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hal import plugins
-from hal.backend import Device, OptionSpec, Target
+from hal.backend import OptionSpec, Target
 from hal.errors import BundleError, PlanError, UserError
 from hal.executor.backend import Spot
 from hal.executor.executor import Place, end_of
@@ -18,6 +18,7 @@ from hal.executor.partitions import pieces_of
 from hal.records import files
 from hal.records.plan import Plan
 from hal.records.profile import PluginInfo
+from hal.records.targets import place_name
 from hal.session import bundle
 from hal.session.bundle_blobs import blobs_of, ref_with_blobs, version_of
 from hal.session.bundle_contents import (
@@ -77,18 +78,19 @@ def save_session(
     here, _ = _places(_backends(plan))
     check_options(plan, _offered(here), f"the plan of {graph.name!r}")
     ends = {end_of(Target.parse(name)) for name in plan.targets}
+    installed = plugins.installed()
     provenance = Provenance(
         hal_version=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         model_name=graph.name,
         model_digest=graph.digest,
-        environment=environment.describe(plugins.installed()),
+        environment=environment.describe(installed),
         plugins=tuple(
             PluginInfo(name=plugin.name, distribution=plugin.distribution, version=plugin.version)
-            for plugin in plugins.installed()
+            for plugin in installed
         ),
         places={
-            end: PlaceInfo(plugin=version_of(one.backend.name), device=public(one.device))
+            end: PlaceInfo(plugin=version_of(one.backend.name, installed), device=public(one.device))
             for end, one in here.items()
             if end in ends
         },
@@ -204,7 +206,7 @@ def _places(backends: Iterable[str]) -> tuple[dict[str, Place], dict[str, str]]:
             reasons[name] = told(error)
             continue
         for device in devices:
-            end = _end(device, name)
+            end = place_name(device.id, name, device.variant)
             if device.unavailable:
                 reasons[end] = device.unavailable
             else:
@@ -233,7 +235,7 @@ def _everything() -> tuple[dict[str, Spot], dict[str, Sequence[OptionSpec]]]:
 
     discovery = discover()
     offered: dict[str, Sequence[OptionSpec]] = {
-        _end(found.device, found.backend): found.options for found in discovery.found
+        place_name(one.device.id, one.backend, one.device.variant): one.options for one in discovery.found
     }
     return spots_of(discovery), offered
 
@@ -242,17 +244,14 @@ def _offered(here: Mapping[str, Place]) -> dict[str, Sequence[OptionSpec]]:
     return {end: place.backend.options(place.device) for end, place in here.items()}
 
 
-def _end(device: Device, backend: str) -> str:
-    return f"{device.id}/{backend}{'-' if device.variant else ''}{device.variant}"
-
-
 def _changed(contents: Contents, here: Mapping[str, Place]) -> list[str]:
     """What is other here than where the bundle was written, in words."""
     found = []
+    installed = plugins.installed()
     for end, was in contents.provenance.places.items():
         if end not in here:
             continue
-        now = PlaceInfo(plugin=version_of(here[end].backend.name), device=here[end].device)
+        now = PlaceInfo(plugin=version_of(here[end].backend.name, installed), device=here[end].device)
         if now != was:
             found += [f"{name} of {end} was {a!r} and is {b!r}" for name, a, b in _unlike(was, now)]
     return found

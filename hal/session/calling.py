@@ -12,7 +12,7 @@ from hal.backend import Signature, TensorSpec
 from hal.errors import InputError, problems
 from hal.graph.interface import Constant, Fields, Interface, Items, Leaf, Parameter, Tree, built, leaves
 from hal.session.libraries import read
-from hal.tensor import Array
+from hal.tensor import Array, own_dtype
 
 
 class Calling:
@@ -34,7 +34,7 @@ class Calling:
         self._model = name
         self._specs = signature.inputs
         self.names = [spec.name for spec in signature.inputs]
-        self.wanted = [(_plain(spec.dtype), spec.shape) for spec in signature.inputs]
+        self.wanted = [(own_dtype(spec.dtype), spec.shape) for spec in signature.inputs]
         self._outputs = {spec.name: at for at, spec in reversed(list(enumerate(signature.outputs)))}
         known = interface.parameters if interface is not None else ()
         self._parameters = known or tuple(Parameter(name, Leaf(name)) for name in self.names)
@@ -223,15 +223,6 @@ def _arranged(tree: Tree, specs: Sequence[TensorSpec], outputs: Sequence[Any]) -
 
 def _bare(outputs: Sequence[Any]) -> Any:
     return outputs[0]
-
-
-def _plain(name: str) -> np.dtype[Any] | None:
-    """Numpy's own type of a name; None where it has none."""
-    try:
-        dtype = np.dtype(name)
-    except TypeError:
-        return None
-    return dtype if dtype.isbuiltin == 1 else None
 
 
 def _shown(spec: TensorSpec) -> str:

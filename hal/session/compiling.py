@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
-import onnx_ir as ir
 
-from hal import demo
 from hal.choosing.choose import chosen, profiled
 from hal.choosing.finalists import spots_of
 from hal.choosing.planner import asked
 from hal.errors import InputError, StorageError, UserError, problems
 from hal.executor.partitions import pieces_of
 from hal.graph.model import Graph
-from hal.graph.reading import is_foreign
 from hal.profiling.engine import Job
-from hal.profiling.preflight import preflight
-from hal.profiling.sources import Subject, resolve
+from hal.profiling.sources import Subject, opened, resolve
 from hal.profiling.store import Asked, Store, profile_id
 from hal.records.plan import Constraints, Plan
 from hal.records.profile import Profile
@@ -197,29 +192,9 @@ def examples(
     return None if has_nan else dict(zip(names, arrays, strict=True)), shapes
 
 
-def opened(model: Any) -> Graph | None:
-    """A model with its free dimensions, where it is ONNX in any form; None for an object of a framework.
-
-    Raises:
-        ModelError: It cannot be read.
-    """
-    if isinstance(model, Graph):
-        return model
-    if isinstance(model, Subject):
-        return model.graph
-    if isinstance(model, str) and model.startswith("demo:"):
-        return Graph.load(demo.find(model.removeprefix("demo:")).model, name=model)
-    if isinstance(model, bytes | onnx.ModelProto | ir.Model):
-        return Graph.load(model)
-    if isinstance(model, str | os.PathLike) and not is_foreign(Path(model)):
-        preflight(Path(model), {})
-        return Graph.load(Path(model))
-    return None
-
-
 def _kept(model: Any) -> tuple[Any, Any]:
     """A model to resolve now, and the source of sessions for other shapes: the same, read once."""
-    graph = opened(model)
+    graph = model.graph if isinstance(model, Subject) else opened(model)
     if graph is None:
         return model, model
     # A demo has inputs of its own, which a graph does not.

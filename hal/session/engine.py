@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from hal.backend import Executable
 from hal.errors import RequestTimeout
+from hal.planning.costs import plain
 from hal.records.plan import Plan
 from hal.session.events import Events
-from hal.session.faults import Fault, Watch, Watched, plain, told
+from hal.session.faults import Fault, Watch, Watched, told
 from hal.tensor import Tensor
 
 

@@ -39,7 +39,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-#: Told of each event, with nothing locked, by a thread of a request or of closing; what it raises is one
+#: Told of each event, with nothing locked, by a thread of a request or of closing. What it raises becomes an
+#: event itself and costs no request.
 OnEvent = Callable[[Event], None]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, ParamSpec, TypeVar
 
 import msgspec
@@ -13,7 +13,9 @@ from hal.backend import Backend, DeviceTensors, Executable
 from hal.errors import HalError, InputError
 from hal.executor.executor import Place
 from hal.graph.model import Graph
-from hal.records.targets import Configuration, Device, OptionSpec, Signature, Support, Target
+from hal.planning.costs import plain
+from hal.records.targets import Configuration, Device, Signature, Target
+from hal.session.around import Around
 from hal.tensor import Tensor
 
 A = TypeVar("A")
@@ -25,7 +27,8 @@ class Fault(NamedTuple):
     """What went wrong on a target.
 
     Attributes:
-        target: As :func:`plain` writes it.
+        target: As :func:`hal.planning.costs.plain` writes it: what that leaves out is the same code on the
+            same device, and fails alike.
         kind: ``failed``: it raised; ``timeout``: it hangs.
         text: What happened, in a sentence.
     """
@@ -33,23 +36,6 @@ class Fault(NamedTuple):
     target: str
     kind: Literal["failed", "timeout"]
     text: str
-
-
-def plain(target: str) -> str:
-    """A target's name without what is added where it is to share its silicon with others.
-
-    ``+spinning=false`` and ``+threads=1`` are (:mod:`hal.choosing`): with and without is the same code on the
-    same device, and fails alike.
-    """
-    parsed = Target.parse(target)
-    configuration = parsed.configuration
-    options = {
-        name: value
-        for name, value in configuration.options
-        if not (name == "spinning" and value is False) and not (name == "threads" and value == 1)
-    }
-    alone = Configuration.of(configuration.precision, options)
-    return str(msgspec.structs.replace(parsed, configuration=alone))
 
 
 def told(error: BaseException) -> str:
@@ -198,7 +184,7 @@ class _Placing:
         return self._watched.guard(self._place, tensor)
 
 
-class WatchedBackend(Backend):
+class WatchedBackend(Around):
     """A backend at one place, whose compilations and executables are watched.
 
     Args:
@@ -208,37 +194,21 @@ class WatchedBackend(Backend):
     """
 
     def __init__(self, end: str, backend: Backend, watch: Watch) -> None:
-        self.name, self.api_version = backend.name, backend.api_version
+        super().__init__(backend)
         self._target = Target.parse(f"{end}/fp32")
-        self._backend, self._watch = backend, watch
-
-    def discover(self) -> Sequence[Device]:
-        """The backend's."""
-        return self._backend.discover()
-
-    def options(self, device: Device) -> Sequence[OptionSpec]:
-        """The backend's."""
-        return self._backend.options(device)
-
-    def capability(self, device: Device, graph: Graph, precision: str) -> Mapping[str, Support]:
-        """The backend's."""
-        return self._backend.capability(device, graph, precision)
+        self._watch = watch
 
     def compile(self, device: Device, graph: Graph, configuration: Configuration) -> Executable:
         """See :meth:`hal.backend.Backend.compile`."""
         target = plain(str(msgspec.structs.replace(self._target, configuration=configuration)))
         self._watch.compiling = target
         try:
-            made = self._backend.compile(device, graph, configuration)
+            made = self._inner.compile(device, graph, configuration)
         except Exception as error:
             self._watch.blame(target, error)
             raise
         self._watch.compiling = ""
         return self._watch.watched(target, made)
-
-    def ability(self, kind: type[A]) -> A | None:
-        """The backend's."""
-        return self._backend.ability(kind)
 
 
 def watched_place(end: str, place: Place, watch: Watch) -> Place:
@@ -246,4 +216,4 @@ def watched_place(end: str, place: Place, watch: Watch) -> Place:
     return Place(place.ref, WatchedBackend(end, place.backend, watch), place.device)
 
 
-__all__ = ["Fault", "Timed", "Watch", "Watched", "WatchedBackend", "plain", "told", "watched_place"]
+__all__ = ["Fault", "Timed", "Watch", "Watched", "WatchedBackend", "told", "watched_place"]

@@ -17,8 +17,9 @@ from hal.backend import TensorSpec
 from hal.errors import InputError, ModelError, TargetError, problems
 from hal.graph.model import ANY_RANK, Graph
 from hal.profiling.discovery import discover
+from hal.profiling.sources import opened
 from hal.session.calling import Calling
-from hal.session.compiling import compile, examples, opened
+from hal.session.compiling import compile, examples
 from hal.session.session import Session
 from hal.session.variants import Variants
 from hal.tensor import Array

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hal.errors import InputError
-from hal.tensor import Array, HostTensor, Tensor, as_numpy
+from hal.tensor import Array, HostTensor, Tensor, as_numpy, is_on_host
 
 #: What tensors raise that do not want to be read: sparse, without memory, of a type numpy lacks.
 _UNREADABLE = (TypeError, ValueError, RuntimeError, BufferError, AttributeError, NotImplementedError)
@@ -35,7 +35,7 @@ def read(tensor: Any) -> Array:
     try:
         if _is_torch(tensor):
             return _from_torch(tensor)
-        if not isinstance(tensor, HostTensor) and hasattr(tensor, "__dlpack__") and _is_away(tensor):
+        if not isinstance(tensor, HostTensor) and hasattr(tensor, "__dlpack__") and not is_on_host(tensor):
             return np.from_dlpack(tensor, device="cpu")
         return as_numpy(tensor)
     except InputError:
@@ -104,8 +104,3 @@ def _to_standard(namespace: Any, output: Tensor) -> Any:
         return namespace.from_dlpack(source)
     except _UNREADABLE:  # a library that takes nothing from the host, or not this type: numpy, as documented
         return array
-
-
-def _is_away(tensor: Any) -> bool:
-    """Whether a tensor lies in the memory of a device. Source: dlpack.h, kDLCPU is 1, kDLCUDAHost is 3."""
-    return int(tensor.__dlpack_device__()[0]) not in (1, 3)

@@ -14,14 +14,14 @@ from hal.executor.executor import Place, compile_plan, end_of
 from hal.executor.partitions import pieces_of
 from hal.graph.cut import Cutter
 from hal.graph.model import Graph
-from hal.planning.costs import model
+from hal.planning.costs import model, plain
 from hal.records.plan import Constraints, Plan
 from hal.records.profile import Profile, TargetProfile
 from hal.records.targets import Signature, Target
 from hal.session.deadline import THREADS
 from hal.session.engine import Engine
 from hal.session.events import Events
-from hal.session.faults import Fault, Watch, plain, told, watched_place
+from hal.session.faults import Fault, Watch, told, watched_place
 from hal.session.sharing import LEDGER, Claim, capacities
 from hal.tensor import Tensor
 from hal.worker import Deadlines

@@ -116,7 +116,7 @@ def runner_of(
         events.tell()
         raise
     if engine.plan is not plan:
-        events.add("replanned", "", f"the plan could not be compiled; now: {_placement(engine.plan)}")
+        events.add("replanned", "", f"the plan could not be compiled; now: {engine.plan.placement}")
     events.tell()
     return SurvivingRunner(graph.signature, engine, remaining, events, strict=strict, deadline_s=deadline_s)
 
@@ -241,7 +241,7 @@ class SurvivingRunner:
     def _once_more(self, engine: Engine, inputs: Sequence[Tensor], first: Exception) -> Sequence[Tensor]:
         while not engine.enter():
             engine = self._current()
-        self._events.add("retried", "", f"a request is run again on {_placement(engine.plan)}")
+        self._events.add("retried", "", f"a request is run again on {engine.plan.placement}")
         try:
             return engine.run(inputs) if self._deadline_s is None else self._within(engine, inputs)
         except InputError:
@@ -249,7 +249,7 @@ class SurvivingRunner:
         except Exception as second:
             fault, text = engine.failed(second), told(second)
             self._events.add(fault.kind, engine.named(fault.target), f"a request failed again: {text}")
-            then = f"run again on {_placement(engine.plan)}, it failed too: {text}"
+            then = f"run again on {engine.plan.placement}, it failed too: {text}"
             raise _twice(first, then, second) from second
 
     # --- another plan ------------------------------------------------------------------------------------
@@ -299,7 +299,7 @@ class SurvivingRunner:
                 self._remaining.release()
                 return
             engine.retire()
-            self._events.add("replanned", "", f"now: {_placement(made.plan)}")
+            self._events.add("replanned", "", f"now: {made.plan.placement}")
         except Exception as error:  # noqa: BLE001  each request that waits raises it as its own
             succession.error = error
             self._events.add("failed", "", f"no other plan can be carried out: {told(error)}")
@@ -322,10 +322,6 @@ def _twice(first: Exception, then: str, last: Exception) -> BackendError | Reque
         [told(first), f"{then}; see the session's events, and compile anew once the devices are well"],
     )
     return _timeout(text, last.targets) if isinstance(last, RequestTimeout) else BackendError(text)
-
-
-def _placement(plan: Plan) -> str:
-    return ", then ".join(f"{part.target} ({len(part.nodes)} nodes)" for part in plan.partitions)
 
 
 __all__ = ["Event", "EventKind", "OnEvent", "Runner", "runner_of"]

@@ -99,7 +99,7 @@ def plan_of(made: Graph, *pieces: tuple[str, Sequence[str]], **constraints: obje
     return planned.plan(
         model=graph_info(made, "made up"),
         partitions=partitions,
-        constraints=Constraints(**constraints),  # type: ignore[arg-type]
+        constraints=Constraints(**constraints),  # type: ignore[arg-type]  # fields of all types
         transfers=(),
         finalists=(),
         measured=None,

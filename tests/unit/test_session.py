@@ -133,7 +133,7 @@ def test_feeds_are_refused_when_names_do_not_fit() -> None:
         (None, "the feeds are a NoneType; expected a dict"),
     ):
         with pytest.raises(InputError, match=text):
-            add.run(None, feeds)  # type: ignore[arg-type]
+            add.run(None, feeds)  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(InputError, match="'add' has no output 'w'; expected some of z"):
         add.run(["w"], {"x": X, "y": Y})
 
@@ -363,7 +363,7 @@ def test_what_happened_before_comes_first_in_its_events() -> None:
     graph = small_graph("add")
     runner = OnFake(graph)
     runner.events.append(later)
-    opened = Session(runner, graph, None, events=[earlier])  # type: ignore[arg-type]
+    opened = Session(runner, graph, None, events=[earlier])  # type: ignore[arg-type]  # no profile is read
     assert list(opened.events) == [earlier, later]
 
 

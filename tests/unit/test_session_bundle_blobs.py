@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import hal
+from hal import plugins as registry
 from hal.backend import Configuration
 from hal.errors import BackendError
 from hal.executor.partitions import Piece, pieces_of
@@ -225,4 +226,5 @@ class _Unable(FakeBackend):
 
 def test_versions_are_those_of_the_plugins(plugins: Plugins) -> None:
     add(plugins, "one")
-    assert (version_of("one"), version_of("nobody")) == ("hal-one 1.2.3", "")
+    installed = registry.installed()
+    assert (version_of("one", installed), version_of("nobody", installed)) == ("hal-one 1.2.3", "")

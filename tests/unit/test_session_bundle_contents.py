@@ -52,7 +52,7 @@ def contents(**changes: object) -> Contents:
             places={},
         ),
     }
-    return Contents(**{**made, **changes})  # type: ignore[arg-type]
+    return Contents(**{**made, **changes})  # type: ignore[arg-type]  # fields of all types
 
 
 def proto_with(change: Callable[[onnx.ModelProto], object]) -> Contents:

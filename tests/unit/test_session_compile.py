@@ -106,7 +106,7 @@ def test_a_given_plan_is_refused_when_it_is_of_another_model_or_cannot_be_read(t
 
 def test_an_unknown_word_for_new_shapes_is_refused() -> None:
     with pytest.raises(InputError, match="new_shapes is 'maybe'; expected 'refuse' or 'replan'"):
-        hal.compile(graph(), new_shapes="maybe")  # type: ignore[arg-type]
+        hal.compile(graph(), new_shapes="maybe")  # type: ignore[arg-type]  # wrong on purpose
 
 
 # --- shapes ---------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_a_model_with_free_dimensions_is_compiled_when_its_inputs_come() -> None
             ({"x": np.ones((2, 9), np.float32)}, "fixed to 8"),
         ):
             with pytest.raises(InputError, match=text):
-                session.run(None, feeds)  # type: ignore[arg-type]
+                session.run(None, feeds)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.usefixtures("one")
@@ -226,7 +226,7 @@ def test_arguments_are_refused_when_they_mean_nothing() -> None:
     with pytest.raises(InputError, match="1 provider_options were given for 2 providers"):
         hal.InferenceSession(DYNAMIC, providers=["A", "B"], provider_options=[{}])
     with pytest.raises(ModelError, match="list is neither a path nor bytes of an ONNX model"):
-        hal.InferenceSession([1])  # type: ignore[arg-type]
+        hal.InferenceSession([1])  # type: ignore[arg-type]  # wrong on purpose
     with pytest.raises(ModelError, match=r"there is no file 'nothing\.onnx'"):
         hal.InferenceSession("nothing.onnx")
 
