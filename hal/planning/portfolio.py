@@ -64,6 +64,7 @@ TURNS = (
     Turn("serial", 0.4, ("latency", "energy", "throughput"), ("partition",), is_linear=True),
     Turn("call_bound", 0.1, ("latency",), ("partition",)),
     Turn("segments", 0.3, ("throughput",), is_linear=True),
+    Turn("balanced", 0.2, ("throughput",), is_linear=True),
     Turn("pipeline_order", 0.25, ("throughput",), is_random=True),
     Turn("pipeline_ideals", 0.3, ("throughput",)),
     Turn("forest_bound", 0.1, ("latency", "throughput"), is_linear=True),

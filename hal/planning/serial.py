@@ -9,7 +9,7 @@ from hal.planning.flat import flat
 from hal.planning.orders import Lanes, is_source, lanes, narrow, upward
 from hal.planning.problem import OUTSIDE, Assignment, Floats, Ints, Problem, Small
 from hal.planning.search import Best, Budget
-from hal.planning.serial_moves import MOST_TARGETS, Costs, replay, sweep
+from hal.planning.serial_moves import MOST_TARGETS, Costs, replay, sweep, width
 from hal.planning.violations import SLACK
 
 #: An order that places the units without inputs first can be proven; worth this many more tensors alive.
@@ -20,6 +20,10 @@ _FIRST_STATES, _GROWTH, _DEARER = 16, 4, 3
 _PAIRS = 3_200_000
 #: States of the last sweep where nothing can be proven, and the share of the time that is worth.
 _START_STATES, _START_SHARE = 64, 0.1
+#: Seconds for each number of each state that is tried, about: a sweep cannot be interrupted, and is not begun
+#: where it would take longer than there is. Source: 10,000 units and 4 targets on one core of this project's
+#: machine; graphs with fewer partitions open take less.
+_STEP_S = 5e-8
 #: States that take about a gigabyte.
 _MOST_STATES = 1 << 17
 #: Sweeps that look for the price of a limit.
@@ -76,6 +80,10 @@ def serial(problem: Problem, best: Best, budget: Budget, seed: int = 0) -> None:
     if not sweeps.proves:
         budget = budget.part(_START_SHARE * budget.left)
     most = max(4, min(_FIRST_STATES, _PAIRS // problem.time.size))
+    if not sweeps.proves:
+        most = min(most, int(budget.left / (_STEP_S * problem.time.size * width(sweeps.lanes))))
+        if most < 1:
+            return
     while not budget.is_spent:
         before = budget.left
         is_all = sweeps.solve(most, budget)
