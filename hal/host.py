@@ -37,6 +37,22 @@ def n_usable_cpus(cgroup_root: Path | None = None) -> int:
     return max(1, min(n_cpus, math.ceil(quota))) if quota is not None else max(1, n_cpus)
 
 
+def packages_state() -> tuple[tuple[str, int], ...]:
+    """The folders that packages are imported from, each with the time it was last changed.
+
+    It differs once something was installed or removed, so that what was read of the packages may be kept for
+    it. Source: importlib.metadata keeps its own look at a folder for the same time.
+    """
+    return tuple((folder, _changed_ns(folder or ".")) for folder in sys.path)
+
+
+def _changed_ns(folder: str) -> int:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:  # not there (yet)
+        return 0
+
+
 def cpu_quota(cgroup_root: Path) -> float | None:
     """Cores granted by the container's CPU quota, or None without one."""
     limits = []

@@ -6,11 +6,13 @@ process (:mod:`hal.worker`), so that a plugin that crashes or hangs costs nothin
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
 import time
 from collections import defaultdict
+from collections.abc import Hashable
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ import msgspec
 
 from hal.backend import API_VERSION, Backend, BackendRef
 from hal.errors import ContractViolation, HalError, NoBackend, PluginLoadError, problems
+from hal.host import packages_state
 from hal.hookspecs import GROUP, Importer
 
 _log = logging.getLogger("hal.plugins")
@@ -52,12 +55,7 @@ def installed() -> tuple[Plugin, ...]:
     Raises:
         PluginLoadError: ``HAL_PLUGINS`` names a plugin that is not installed.
     """
-    found: dict[str, dict[tuple[str, str], Plugin]] = defaultdict(dict)
-    for entry in metadata.entry_points(group=GROUP):
-        distribution, version = _owner(entry)
-        plugin = Plugin(name=entry.name, distribution=distribution, version=version, entry_point=entry.value)
-        # One distribution can be seen twice, for example from its folder and from site-packages.
-        found[entry.name].setdefault((distribution.lower(), entry.value), plugin)
+    found = _known(packages_state())
     allowed = _allowed(found)
     plugins = []
     for name in sorted(allowed):
@@ -72,6 +70,18 @@ def installed() -> tuple[Plugin, ...]:
     for plugin in plugins:
         _log.debug("plugin %s from %s %s", plugin.name, plugin.distribution, plugin.version)
     return tuple(plugins)
+
+
+@functools.lru_cache(maxsize=1)
+def _known(state: Hashable) -> dict[str, dict[tuple[str, str], Plugin]]:
+    """Plugins by name, then by distribution and module; read once for each state of the packages."""
+    found: dict[str, dict[tuple[str, str], Plugin]] = defaultdict(dict)
+    for entry in metadata.entry_points(group=GROUP):
+        distribution, version = _owner(entry)
+        plugin = Plugin(name=entry.name, distribution=distribution, version=version, entry_point=entry.value)
+        # One distribution can be seen twice, for example from its folder and from site-packages.
+        found[entry.name].setdefault((distribution.lower(), entry.value), plugin)
+    return dict(found)
 
 
 def reference(name: str) -> BackendRef:

@@ -1,5 +1,6 @@
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -124,3 +125,15 @@ def test_cpu_is_named_when_asked():
     assert list(features) == sorted(features)
     if sys.platform == "linux":
         assert features
+
+
+def test_packages_state_differs_when_a_folder_gets_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path / "absent"))
+    before = host.packages_state()
+    assert host.packages_state() == before
+    assert before[0] == (str(tmp_path / "absent"), 0)
+    os.utime(tmp_path, ns=(0, 0))
+    assert host.packages_state() != before

@@ -45,6 +45,13 @@ def test_installed_reads_metadata_only_when_listing(plugins: Plugins) -> None:
     assert plugin.failure == ""
 
 
+def test_installed_sees_a_plugin_when_it_was_added_later(plugins: Plugins) -> None:
+    plugins.add_fake("first")
+    assert [plugin.name for plugin in registry.installed()] == ["first"]
+    plugins.add_fake("second")
+    assert [plugin.name for plugin in registry.installed()] == ["first", "second"]
+
+
 def test_installed_refuses_both_when_two_claim_one_name(plugins: Plugins) -> None:
     plugins.add_fake("twin")
     plugins.add("twin", "", distribution="other-twin")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 
 from hal.errors import BackendError
+from hal.host import packages_state
 from hal_onnxruntime.runtime import onnxruntime, tidy
 
 _log = logging.getLogger("hal.onnxruntime")
@@ -32,7 +34,7 @@ def known_libraries(configured: Mapping[str, str]) -> tuple[dict[str, str], dict
     Raises:
         BackendError: The environment variable is not a list of ``NAME=FILE``.
     """
-    found, broken = _installed()
+    found, broken = (dict(part) for part in _installed(packages_state()))
     for pair in filter(None, os.environ.get(ENVIRONMENT, "").split(os.pathsep)):
         name, equals, file = pair.partition("=")
         if not equals or not name or not file:
@@ -69,8 +71,11 @@ def register(libraries: Mapping[str, str]) -> dict[str, str]:
     return failures
 
 
-def _installed() -> tuple[dict[str, str], dict[str, str]]:
+@functools.lru_cache(maxsize=1)
+def _installed(state: Hashable) -> tuple[dict[str, str], dict[str, str]]:
     """Provider packages follow a convention: ``-ep-`` in the name and a ``get_library_path()``.
+
+    Reading the metadata of all packages takes tens of milliseconds, which is done once for each ``state``.
 
     Source: ONNX Runtime documentation, "Plugin Execution Provider Library Packaging Guidance".
     """
