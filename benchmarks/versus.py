@@ -4,7 +4,7 @@ Table a: ``hal.compile`` with ``max_error=0`` against the faster of ONNX Runtime
 its own best number of threads. Table b: with the error that OpenVINO's bf16 has on the model, against
 OpenVINO as it comes (bf16 on processors that have it). The runtimes are called as direct.py says, without
 their Python wrappers' extras; hal by ``session(*inputs)``, numpy in and out. Ratios are of medians of one
-round; several sets of fresh processes, because two processes of one program differ by where their memory lies.
+round; several sets of fresh processes, because two of one program differ by where their memory lies.
 
 Goal (issue 5): at least as fast within 2% of noise. The machine must be idle. Needs tests/models (make env).
 

@@ -14,6 +14,7 @@ from hal.cli import main
 from hal.records.files import from_json
 from hal.records.profile import Profile
 from tests.throwaway import Plugins, failing
+from tests.unit.known_machine import know_the_machine
 
 #: Virtual time: the limit on it is reached after a few runs.
 QUICK = ["--time-s", "0.001"]
@@ -51,6 +52,7 @@ def test_profile_writes_json_and_prints_tables_when_all_is_well(
     model: str, plugins: Plugins, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plugins.add_fake("fake", **FAKE)
+    know_the_machine()
     assert main(["profile", model, *SHAPE, *QUICK]) == 0
     out, err = capsys.readouterr()
     record = from_json(Path("small.profile.json").read_bytes(), Profile, "the file")
@@ -82,6 +84,7 @@ def test_profile_prints_json_alone_on_stdout_when_asked(
     model: str, plugins: Plugins, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plugins.add_fake("fake", **FAKE)
+    know_the_machine()
     assert main(["profile", model, *SHAPE, *QUICK, "--json", "--top", "1"]) == 0
     out, err = capsys.readouterr()
     assert from_json(out.encode(), Profile, "stdout").model.name == "small"
@@ -93,6 +96,7 @@ def test_profile_ends_with_1_when_every_answer_is_wrong(
     model: str, plugins: Plugins, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plugins.add_fake("fake", **FAKE, **failing("run", "wrong"))
+    know_the_machine()
     assert main(["profile", model, *SHAPE, *QUICK]) == 1
     out = capsys.readouterr().out
     assert "cpu:0/fake/fp32 wrong: output 'y' is off by" in out
