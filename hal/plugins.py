@@ -20,8 +20,8 @@ import msgspec
 
 from hal.backend import API_VERSION, Backend, BackendRef
 from hal.errors import ContractViolation, HalError, NoBackend, PluginLoadError, problems
-from hal.host import packages_state
 from hal.hookspecs import GROUP, Importer
+from hal.host import packages_state
 
 _log = logging.getLogger("hal.plugins")
 T = TypeVar("T")

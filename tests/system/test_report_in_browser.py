@@ -47,7 +47,7 @@ class Opened:
         return [row[at] for row in self.rows(grid)]
 
     def wait_until(self, expression: str) -> None:
-        """Asks until `expression` is true. `Page.wait_for_function` asks by `eval`, which the report forbids."""
+        """Ask until it is true; `Page.wait_for_function` does so by `eval`, which the report forbids."""
         start = time.monotonic()
         while not self.page.evaluate(expression):
             assert time.monotonic() - start < PATIENCE_MS / 1e3, f"never true: {expression}"
