@@ -31,10 +31,11 @@ from hal.choosing.finalists import spots_of
 from hal.errors import HalError
 from hal.executor.backend import PLAN, plan_ref, plan_target
 from hal.executor.partitions import Piece
-from hal.planning.costs import Modelled, model, plain
+from hal.planning.costs import Modelled, model
 from hal.planning.plans import plan_of
 from hal.planning.problem import Assignment
 from hal.planning.simulate import simulate
+from hal.planning.twins import plain
 from hal.profiling import judge
 from hal.profiling.engine import Job, reference_of
 from hal.profiling.sources import Subject, resolve

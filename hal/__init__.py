@@ -8,6 +8,7 @@ from hal.version import __version__
 
 __all__ = [
     "InferenceSession",
+    "Metrics",
     "Plan",
     "Profile",
     "Session",
@@ -19,6 +20,7 @@ __all__ = [
     "plan",
     "profile",
     "run",
+    "serve_metrics",
 ]
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from hal.session.bundles import load
     from hal.session.compiling import compile
     from hal.session.inference_session import InferenceSession
+    from hal.session.metrics import Metrics
+    from hal.session.openmetrics import serve_metrics
     from hal.session.session import Session
 
 #: Where the public names live. They load on first use, so that ``import hal`` loads nothing.
@@ -45,6 +49,8 @@ _LAZY = {
     "Plan": "hal.records.plan",
     "Profile": "hal.records.profile",
     "Session": "hal.session.session",
+    "Metrics": "hal.session.metrics",
+    "serve_metrics": "hal.session.openmetrics",
 }
 
 

@@ -54,6 +54,7 @@ __all__ = [
     "DeviceTensors",
     "DeviceTime",
     "Diagnosis",
+    "DynamicShapes",
     "Executable",
     "Fallback",
     "Finding",
@@ -303,7 +304,7 @@ class OwnClock(Protocol):
 
 @runtime_checkable
 class Telemetry(Protocol):
-    """Readings of a device while it works."""
+    """Readings of a device while it works: any thread may ask, beside all other calls."""
 
     def telemetry(self, device: Device) -> Mapping[str, int]:
         """Current readings; what a device does not tell is left out.
@@ -323,6 +324,40 @@ class BlobLoader(Protocol):
 
         Raises:
             BackendError: The blob is damaged or was made by another version or device.
+        """
+        ...
+
+
+@runtime_checkable
+class DynamicShapes(Protocol):
+    """Backends that compile a graph once for inputs of many shapes."""
+
+    def compile_ranges(
+        self,
+        device: Device,
+        graph: Graph,
+        configuration: Configuration,
+        ranges: Mapping[str, tuple[int, int]],
+    ) -> Executable:
+        """Compile a graph some of whose dimensions are free.
+
+        A run with sizes that did not come before costs about what one with known sizes does: nothing is
+        compiled for it that takes longer than the run. The executable's signature is the graph's, with the
+        names of free dimensions. Its runs take inputs of any sizes within the ranges, dimensions of equal
+        names being of equal size, which hal makes sure of; a fixed size that differs, or another rank, is an
+        InputError.
+
+        Args:
+            device: Where to run.
+            graph: Free dimensions of its inputs have names, or are ``?`` where nothing is known of them.
+            configuration: As for :meth:`Backend.compile`.
+            ranges: The lowest and the highest size of dimensions by their names; a dimension that is not
+                there may have any size.
+
+        Raises:
+            UnsupportedGraph: This graph, or this configuration, needs bound sizes; the text says why.
+            TargetError: As for :meth:`Backend.compile`.
+            BackendError: The runtime failed.
         """
         ...
 

@@ -147,6 +147,10 @@ class NotEnoughMemory(UserError, MemoryError):
     """Sessions of this process need more of a memory together than it has."""
 
 
+class UsedAfterFork(UserError, RuntimeError):
+    """What belongs to a process is used in one that was forked from it, where its threads are not."""
+
+
 class InternalError(HalError, RuntimeError):
     """A fault of hal itself."""
 

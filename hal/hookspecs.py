@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +25,13 @@ class Importer(Protocol):
         """Whether ``source`` (an object or a path) is this importer's; cheap, never raises."""
         ...
 
-    def to_onnx(self, source: Any, inputs: Any, path: Path) -> dict[str, Any]:
+    def to_onnx(
+        self,
+        source: Any,
+        inputs: Any,
+        path: Path,
+        free: Mapping[str, Collection[int]] | None = None,
+    ) -> dict[str, Any]:
         """Write an ONNX file and return example inputs as numpy arrays by the names in the file.
 
         Args:
@@ -32,6 +39,9 @@ class Importer(Protocol):
             inputs: Example inputs as the framework takes them: a tensor, a tuple of positional
                 ones, or a dict of keyword ones.
             path: File to write; its folder exists and is empty.
+            free: Dimensions to leave free, by the name of the input and their positions; all others have the
+                sizes of the example. Given only where the user wants ranges of sizes: an importer that cannot
+                do it may leave this parameter out.
 
         Raises:
             ModelError: The model cannot be exported; the text says why and what to do.

@@ -223,6 +223,13 @@ def as_numpy(tensor: Any) -> Array:
     return np.asarray(_Imported(capsule, managed, dtype)).view(dtype)
 
 
+def fits(shape: Sequence[int], wanted: Sequence[int | str]) -> bool:
+    """Whether a shape is another one, in which a name stands for any size."""
+    return len(shape) == len(wanted) and all(
+        isinstance(want, str) or want == size for want, size in zip(wanted, shape, strict=True)
+    )
+
+
 def host_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Any]) -> list[Array]:
     """Inputs of a run as numpy arrays without a copy, checked against an executable's signature.
 
@@ -242,7 +249,7 @@ def host_inputs(specs: Sequence[TensorSpec], tensors: Sequence[Any]) -> list[Arr
     found = []
     for spec, array in zip(specs, arrays, strict=True):
         kind = "string" if array.dtype.kind in "OUS" else array.dtype.name
-        if kind != spec.dtype or array.shape != spec.shape:
+        if kind != spec.dtype or not (array.shape == spec.shape or fits(array.shape, spec.shape)):
             given = f"{kind}[{', '.join(map(str, array.shape))}]"
             found.append(f"input {spec.name!r} is {given}; expected {spec}")
         elif array.dtype.byteorder == ">":

@@ -48,6 +48,12 @@ class Plugins:
         """Give an installed plugin another source, as an upgrade that keeps its version would."""
         (self.folder / f"hal_{name}_module.py").write_text(source)
 
+    def upgrade(self, name: str, version: str) -> None:
+        """Another version of an installed plugin's distribution, with the same source."""
+        (info,) = self.folder.glob(f"hal_{name}-*.dist-info")
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: hal-{name}\nVersion: {version}\n")
+        info.rename(self.folder / f"hal_{name}-{version}.dist-info")
+
     def add_fake(self, name: str, **configuration: Any) -> None:
         """Install a plugin that is a FakeBackend."""
         configuration = {"name": name, **configuration}

@@ -13,17 +13,20 @@ from hal.backend import Configuration, OptionValue, Target
 from hal.choosing.feedback import learn
 from hal.choosing.finalists import WORTH, Arena, Candidate, Measured, best_of, finalist_of, measure
 from hal.choosing.planner import asked
+from hal.choosing.throughput import loaded
 from hal.errors import PlanError, problems
 from hal.graph.facts import facts
+from hal.graph.ranges import Shapes
 from hal.planning.compiled import is_new
-from hal.planning.costs import Modelled, plain_twin
+from hal.planning.costs import Modelled
 from hal.planning.costs import model as modelled_of
 from hal.planning.plans import plan_of, ranked
 from hal.planning.portfolio import solve
+from hal.planning.twins import plain, plain_twin
 from hal.profiling.discovery import Discovery
 from hal.profiling.engine import Job, prepare, profile_of, reference_of
 from hal.profiling.progress import Progress
-from hal.records.plan import BoundaryCost, Constraints, Plan
+from hal.records.plan import BoundaryCost, Constraints, Plan, Throughput
 from hal.records.profile import Profile, Timing
 from hal.sampling import Policy
 from hal.worker import Deadlines
@@ -33,13 +36,15 @@ from hal.worker import Deadlines
 FINALISTS = 8
 #: Rounds of measuring, correcting and solving again. Source: issue 4, "at most three rounds".
 ROUNDS = 3
+#: Mixed placements that are run under load. Source: ours; each costs some ten seconds.
+MIXED = 2
 
 
 def choose(
     model: Any,
     inputs: Any = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
     objective: str = "latency",
     max_error: float = 0.0,
     memory: Mapping[str, str | int] | None = None,
@@ -64,7 +69,7 @@ def choose(
     Args:
         model: A path, ``demo:NAME``, ONNX bytes or model, a Graph, or a framework's model with ``inputs``.
         inputs: Arrays by name or position; None for the demo's own or random ones.
-        shapes: Shapes of inputs with free dimensions.
+        shapes: Shapes of inputs with free dimensions; of a range of sizes, ``(1, 8)``, the largest counts.
         objective: ``latency``, ``throughput``, ``energy`` or ``memory``.
         max_error: Highest relative L2 error of the worst output; 0 allows fp32 targets only. Predicted and
             measured errors are held against it.
@@ -110,7 +115,7 @@ def profiled(
     model: Any,
     inputs: Any = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
     constraints: Constraints,
     policy: Policy | None = None,
     fresh: bool = False,
@@ -137,8 +142,10 @@ def profiled(
     everything = constraints.max_error > 0
     wanted = [t for t in job.targets if everything or t.configuration.precision == "fp32"] or job.targets
     job = replace(job, targets=[*wanted, *twins(job.discovery, wanted, "threads", 1)])
-    profile = profile_of(job, fresh=fresh)
-    if constraints.max_partitions == 1:
+    # One target, however many threads it has, hands nothing over; measuring links takes longer than it does.
+    machine = len(wanted) > 1
+    profile = profile_of(job, machine=machine, fresh=fresh)
+    if constraints.max_partitions == 1 or not machine:
         return job, profile
     # Where more threads do not make it faster, they need not be put to rest: one will do.
     taken = {t.target: t.timing.median_ns for t in profile.targets if t.timing is not None}
@@ -148,7 +155,7 @@ def profiled(
     if not resting:
         return job, profile
     job = replace(job, targets=[*job.targets, *resting])
-    return job, profile_of(job)
+    return job, profile_of(job, machine=machine)
 
 
 def chosen(job: Job, profile: Profile, constraints: Constraints, *, budget_s: float = 2.0) -> Plan:
@@ -163,12 +170,20 @@ def chosen(job: Job, profile: Profile, constraints: Constraints, *, budget_s: fl
     reference, note = reference_of(job.subject, job.progress)
     found = facts(job.subject.graph)
     arena = Arena(job, found, reference, constraints.max_error, constraints.objective)
-    measured, notes = _rounds(arena, profile, constraints, budget_s)
-    best = best_of(measured, constraints.objective)
+    throughput = None
+    measured: Sequence[Measured]
+    if constraints.objective == "throughput":
+        bases, notes = _bases(arena, profile, constraints, budget_s)
+        loads = loaded(arena, bases)
+        measured, best, throughput = loads.measured, loads.best, loads.throughput
+        notes = [*notes, *loads.notes]
+    else:
+        measured, notes = _rounds(arena, profile, constraints, budget_s)
+        best = best_of(measured, constraints.objective)
     if best is None:
         failed = [f"{one.candidate.name}: {one.failure}" for one in measured]
         raise PlanError(problems(f"no placement of {job.subject.graph.name!r} could be carried out", failed))
-    return _record(best, measured, [*notes, *([note] if note else [])])
+    return _record(best, measured, throughput, [*notes, *([note] if note else [])])
 
 
 def searching(what: str = "") -> str:
@@ -231,6 +246,28 @@ def _rounds(
     return list(known.values()), notes
 
 
+def _bases(
+    arena: Arena, profile: Profile, constraints: Constraints, budget_s: float
+) -> tuple[list[Candidate], list[str]]:
+    """The placements that are run under load: every single target, and the best mixed ones; what to note.
+
+    Mixed ones are measured one by one first, as for other objectives, so that what their boundaries cost is
+    known. How many threads a single target has is for the ways to say in which it is run.
+    """
+    arena.job.progress.stage(searching())
+    proposed = candidates(modelled_of(profile, constraints), profile, budget_s, 0)
+    mixed: list[Candidate] = []
+    notes: list[str] = []
+    if any(len(one.plan.partitions) > 1 for one in proposed):
+        measured, notes = _rounds(arena, profile, constraints, budget_s)
+        standing = [(one.timing.median_ns, one.candidate) for one in measured if one.timing is not None]
+        standing.sort(key=lambda pair: pair[0])
+        mixed = [one for _, one in standing if len(one.plan.partitions) > 1][:MIXED]
+    alone = {one.plan.targets[0]: one for one in proposed if len(one.plan.partitions) == 1}
+    kept = [one for name, one in alone.items() if plain(name) == name or plain(name) not in alone]
+    return [*sorted(kept, key=lambda one: one.predicted_ns), *mixed], notes
+
+
 def candidates(modelled: Modelled, profile: Profile, budget_s: float, number: int) -> list[Candidate]:
     """The placements worth measuring: all on one target, then the best mixed ones.
 
@@ -283,15 +320,17 @@ def _is_promising(one: Candidate, known: Mapping[str, Measured], objective: str)
     return True
 
 
-def _record(best: Measured, measured: Sequence[Measured], notes: Sequence[str]) -> Plan:
+def _record(
+    best: Measured, measured: Sequence[Measured], throughput: Throughput | None, notes: Sequence[str]
+) -> Plan:
     plan, timing = best.candidate.plan, best.timing
     finalists = sorted(
         (finalist_of(one, best) for one in measured),
         key=lambda one: (one.measured is None, one.measured.median_ns if one.measured else 0),
     )
     said = list(notes)
-    if plan.constraints.objective == "throughput" and len(plan.partitions) > 1 and timing is not None:
-        said.append("measured is the time between requests, with several in flight where silicons differ")
+    if plan.constraints.objective == "throughput" and timing is not None:
+        said.append("measured is the time between answers under load; predicted is that of one request alone")
     if plan.constraints.objective == "energy" and best.record.energy is None:
         said.append(
             "energy is predicted, in proportion to the measured time: the devices do not tell it in a plan"
@@ -305,5 +344,6 @@ def _record(best: Measured, measured: Sequence[Measured], notes: Sequence[str]) 
         measured=timing,
         errors=best.record.errors,
         finalists=tuple(finalists),
+        throughput=throughput,
         notes=(*plan.notes, *said),
     )

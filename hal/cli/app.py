@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from hal import trace
-from hal.cli import bench, compare, devices, diff, doctor, plan, plugins, predict, profile, profiles, run
+from hal.cli import bench, compare, devices, diff, doctor, plan, plugins, predict, profile, profiles, run, top
 from hal.cli.outcome import guarded
 from hal.cli.output import emit, say
 
@@ -44,6 +44,7 @@ def build(*, traceback: bool = False) -> typer.Typer:
     app.command("diff")(guarded(diff.diff, traceback=traceback))
     app.command("plan")(guarded(plan.plan, traceback=traceback))
     app.command("predict")(guarded(predict.predict, traceback=traceback))
+    app.command("top")(guarded(top.top, traceback=traceback))
     group = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
     group.callback(invoke_without_command=True)(guarded(plugins.plugins, traceback=traceback))
     group.command("check")(guarded(plugins.check, traceback=traceback))

@@ -10,7 +10,7 @@ import msgspec
 from hal.cli import figures
 from hal.cli.output import cell, indented, line, one_line, table
 from hal.records.plan import Finalist, Plan
-from hal.report.plan_words import gap_text
+from hal.report.plan_words import gap_text, throughput_text
 from hal.units import format_bytes, format_ns
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ def plan_text(plan: Plan) -> Iterator[RenderableType]:
                 yield indented(f"{one.name} was out: {one.failure}")
     for note in plan.notes:
         yield indented(f"note: {note}")
+    if load := throughput_text(plan):
+        yield line("")
+        yield line("Under load", "bold")
+        yield indented(load)
     yield line("")
     yield line(_result(plan), "bold")
 
@@ -161,7 +165,9 @@ def _result(plan: Plan) -> str:
     times = f"predicted {predicted}"
     if plan.constraints.objective == "throughput":
         times += f", {1e9 / max(plan.predicted.interval_ns, 1):.1f} requests/s"
-    if plan.measured is not None:
+    if plan.throughput is not None:
+        times += f", measured {plan.throughput.requests_per_s:,.1f} requests/s"
+    elif plan.measured is not None:
         times += f", measured {format_ns(plan.measured.median_ns)} ({figures.spread_text(plan.measured)})"
     return f"the result is: {where}; {times}; {gap_text(plan)}"
 

@@ -74,7 +74,14 @@ class Outputs:
         )
         if outputs is None:
             return found
-        return deliver([as_numpy(tensor) for tensor in found], outputs)
+        if len(outputs) != len(found):
+            return deliver([as_numpy(tensor) for tensor in found], outputs)
+        # What a part wrote in its place already needs no copy, and may lie where the host cannot read.
+        rest = [
+            at for at, (made, wanted) in enumerate(zip(found, outputs, strict=True)) if made is not wanted
+        ]
+        deliver([as_numpy(found[at]) for at in rest], [outputs[at] for at in rest])
+        return list(outputs)
 
     def _owned(self, values: Sequence[Tensor | None]) -> list[Any]:
         """Copies of what is not the caller's alone: an input, a weight, or a tensor that is there twice."""

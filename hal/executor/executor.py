@@ -30,9 +30,11 @@ from hal.backend import (
 from hal.clock import Clock, MonotonicClock
 from hal.errors import BackendError, HalError, InputError, PlanError
 from hal.executor.ends import Inputs, Outputs
+from hal.executor.homes import Homes, home_of, joined, memory_of, targets
 from hal.executor.parallel import Request, Threads
 from hal.executor.partitions import Cut, Part, Piece, cut
 from hal.executor.program import Compiled, Handoff, Program, Step, program
+from hal.executor.times import Span, Times
 from hal.graph.cut import Cutter
 from hal.graph.model import Graph
 from hal.records.targets import place_name
@@ -55,6 +57,8 @@ class Place:
     device: Device
 
 
+#: By step: what its outputs are written into; None lets its backend allocate.
+Rooms = list[Sequence[Tensor] | None]
 #: Places by ``DEVICE/BACKEND[-VARIANT]``.
 Places = Mapping[str, Place]
 
@@ -113,6 +117,7 @@ class Executor(Executable):
 
     Attributes:
         clock: That times runs.
+        times: What the partitions took, by the host's clock.
     """
 
     def __init__(
@@ -122,19 +127,19 @@ class Executor(Executable):
         self._has_own_clock = clock is not None
         self._signature = graph.signature
         self._compiled = tuple(compiled)
+        self.times = Times([one.executable.ability(DeviceTime) is not None for one in self._compiled])
         inputs = [spec.name for spec in self._signature.inputs]
-        self._program: Program = program(
-            cutting, self._compiled, inputs, [spec.name for spec in self._signature.outputs]
-        )
+        self._names = (inputs, [spec.name for spec in self._signature.outputs])
+        self._program: Program = program(cutting, self._compiled, *self._names)
         self._inputs = Inputs(self._signature.inputs)
         self._outputs = Outputs(self._program, len(inputs))
         self._lock = threading.Lock()
         self._closed = False
-        self._rooms: list[list[Sequence[Tensor] | None]] = []
+        self._rooms: list[Rooms] = []
         self._threads = Threads(self._program) if self._program.n_silicons > 1 else None
         self._empty = [None] * (self._program.n_slots - len(inputs))
         self._has_rooms = any(step.room is not None for step in self._program.steps)
-        self._no_rooms: list[Sequence[Tensor] | None] = [None] * len(self._program.steps)
+        self._no_rooms: Rooms = [None] * len(self._program.steps)
         self._calls = [
             (step.compiled.executable.run, step.reads, step.writes, step.last) for step in self._program.steps
         ]
@@ -156,12 +161,17 @@ class Executor(Executable):
             BackendError: A partition failed; the text names it, or the executor is closed.
         """
         given = self._inputs.check(inputs)
+        rooms = None if outputs is None else self._onto(outputs)
         values: Sequence[Tensor | None]
         if self._threads is None:
             with self._lock:
-                values = self._in_order(given)
+                values, spans = self._in_order(given, rooms)
+                self._note(inputs, spans)
             return self._outputs.collect(values, outputs)
-        return self._outputs.collect(self._at_once(self._threads, given).values, outputs)
+        request = self._at_once(self._threads, given, rooms)
+        with self._lock:
+            self._note(inputs, request.times)
+        return self._outputs.collect(request.values, outputs)
 
     def kernel_runs(self, inputs: Sequence[Tensor], n_runs: int) -> KernelRuns:
         """One kernel per partition, then one per tensor that is copied to another device's memory.
@@ -177,14 +187,15 @@ class Executor(Executable):
             started_ns = time.perf_counter_ns()
             if self._threads is None:
                 with self._lock:
-                    self._in_order(given, durations)
+                    _, spans = self._in_order(given)
             else:
                 request = self._at_once(self._threads, given)
-                for taken, (began_ns, ended_ns) in zip(durations, request.times, strict=True):
-                    taken.append(ended_ns - began_ns)
+                spans = request.times
                 for slot, taken_ns in request.handoffs.items():
                     copies.setdefault(slot, []).append(taken_ns)
             run_ns.append(time.perf_counter_ns() - started_ns)
+            for taken, (began_ns, ended_ns) in zip(durations, spans, strict=True):
+                taken.append(ended_ns - began_ns)
         kernels = [
             Kernel(name=str(part.number), type=str(part.target), nodes=part.nodes, durations_ns=tuple(taken))
             for part, taken in zip(self.parts, durations, strict=True)
@@ -240,43 +251,76 @@ class Executor(Executable):
                 one.executable.close()
 
     def _in_order(
-        self, inputs: Sequence[Tensor], durations: Sequence[list[int]] | None = None
-    ) -> list[Tensor | None]:
-        """All steps one after the other, in this thread; the lock is held."""
+        self, inputs: Sequence[Tensor], bound: Rooms | None = None
+    ) -> tuple[list[Tensor | None], list[Span]]:
+        """All steps one after the other, in this thread, and when each was done; the lock is held."""
         self._check_open()
         values: list[Tensor | None] = [*inputs, *self._empty]
-        rooms = self._room()
+        rooms = self._room() if bound is None else bound
+        spans: list[Span] = []
         number = 0
         try:
+            began_ns = time.perf_counter_ns()
             for number, (run, reads, writes, last) in enumerate(self._calls):
-                started_ns = time.perf_counter_ns()
                 # None of them is None: steps come in the order in which their inputs are there.
                 made = run([values[slot] for slot in reads], rooms[number])  # type: ignore[misc]
                 for slot in last:
                     values[slot] = None
                 for slot, tensor in zip(writes, made, strict=True):
                     values[slot] = tensor
-                if durations is not None:
-                    durations[number].append(time.perf_counter_ns() - started_ns)
+                ended_ns = time.perf_counter_ns()
+                spans.append((began_ns, ended_ns))
+                began_ns = ended_ns
         except Exception as error:  # whatever a plugin raises is told with its partition
             raise _explained(self._program.steps[number], error) from error
-        if self._has_rooms:
+        if self._has_rooms and bound is None:
             self._rooms.append(rooms)
-        return values
+        return values, spans
 
-    def _at_once(self, threads: Threads, inputs: Sequence[Tensor]) -> Request:
+    def _at_once(self, threads: Threads, inputs: Sequence[Tensor], bound: Rooms | None = None) -> Request:
         """All steps on the threads of their silicon."""
         with self._lock:
             self._check_open()
-            rooms = self._room()
+            rooms = self._room() if bound is None else bound
         request = Request(self._program, threads, _explained, rooms)
         request.run(inputs)
-        if self._has_rooms:
+        if self._has_rooms and bound is None:
             with self._lock:
                 self._rooms.append(rooms)
         return request
 
-    def _room(self) -> list[Sequence[Tensor] | None]:
+    def _note(self, inputs: Sequence[Tensor], spans: Sequence[Span]) -> None:
+        """What the partitions took in a run; the lock is held."""
+        self.times.add(spans)
+        if self.times.on_run is not None:
+            self.times.on_run(inputs, spans)
+
+    def homes(self) -> Homes:
+        """Where the graph's inputs and outputs may lie; see :class:`hal.executor.homes.Homes`."""
+        parts = [
+            (one.part.inputs, one.part.outputs, None if one.tensors is None else memory_of(one.executable))
+            for one in self._compiled
+        ]
+        return joined(self._names, parts)
+
+    def _onto(self, outputs: Sequence[Tensor]) -> Rooms | None:
+        """Rooms for a run whose outputs go to devices, made anew; None where all go to the host."""
+        wanted = {
+            name: tensor
+            for name, tensor in zip(self._names[1], outputs, strict=False)  # told once all was run
+            if home_of(tensor) is not None
+        }
+        if not wanted:
+            return None
+        made: Rooms = []
+        for step in self._program.steps:
+            one = step.compiled
+            specs = one.executable.signature.outputs
+            room = targets(one.part.outputs, wanted, specs)
+            made.append(room if room is not None or step.room is None else step.room())
+        return made
+
+    def _room(self) -> Rooms:
         """Tensors on devices for one run's outputs, used again by later runs."""
         if not self._has_rooms:
             return self._no_rooms

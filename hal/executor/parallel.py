@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import functools
+import queue
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 from hal.backend import Tensor
+from hal.errors import BackendError
 from hal.executor.program import Handoff, Program, Step
 
 #: Told what failed and why, gives the error to raise.
 Explain = Callable[[Step | Handoff, Exception], Exception]
+
+
+class Lane:
+    """A thread that does what it is given, one after the other.
+
+    It is a daemon: a call that hangs in it does not keep the process from ending, as in Python's own pools.
+
+    Args:
+        name: Of the thread.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._given: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=_serve, args=(self._given,), name=name, daemon=True)
+        self._thread.start()
+        # Also when nobody has this object any more.
+        self._finish = weakref.finalize(self, self._given.put, None)
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Something to do, which must not raise."""
+        self._given.put(work)
+
+    def close(self) -> None:
+        """End it, after what it has been given. A second call does nothing."""
+        self._finish()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+
+def _serve(given: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    while (work := given.get()) is not None:
+        work()
+        del work  # it knows the tensors of its request
 
 
 class Threads:
@@ -24,25 +59,21 @@ class Threads:
 
     def __init__(self, program: Program) -> None:
         arrivals = {handoff.silicon for group in program.handoffs.values() for handoff in group}
-        self._computing = [
-            ThreadPoolExecutor(1, thread_name_prefix=f"hal-silicon-{at}") for at in range(program.n_silicons)
-        ]
-        self._arriving = {
-            at: ThreadPoolExecutor(1, thread_name_prefix=f"hal-arrivals-{at}") for at in arrivals
-        }
+        self._computing = [Lane(f"hal-silicon-{at}") for at in range(program.n_silicons)]
+        self._arriving = {at: Lane(f"hal-arrivals-{at}") for at in arrivals}
 
     def compute(self, silicon: int, work: Callable[[], None]) -> None:
         """Do something on a silicon's thread, after what it has been given before."""
-        self._computing[silicon].submit(work)
+        self._computing[silicon].give(work)
 
     def bring(self, silicon: int, work: Callable[[], None]) -> None:
         """Do something on the thread for tensors that come to a silicon."""
-        self._arriving[silicon].submit(work)
+        self._arriving[silicon].give(work)
 
     def close(self) -> None:
         """End them, after what they have been given."""
-        for pool in (*self._computing, *self._arriving.values()):
-            pool.shutdown(wait=True)
+        for lane in (*self._computing, *self._arriving.values()):
+            lane.close()
 
 
 class Request:
@@ -166,8 +197,8 @@ class Request:
                     self._release(tuple(set(step.reads)))
                     if number in self._after:
                         ready += self._less([self._after[number]])
-        except Exception as error:  # noqa: BLE001  whatever a plugin raises reaches the caller of run
-            failure = self._explain(step, error)
+        except BaseException as error:  # noqa: BLE001  whatever a plugin raises reaches the caller of run
+            failure = self._explain(step, _caught(error))
         with self._lock:
             self._finish(ready, failure)
 
@@ -183,7 +214,12 @@ class Request:
                 with self._lock:
                     ready = self._arrive(handoff.destination, copy)
                     self._release([handoff.source])
-        except Exception as error:  # noqa: BLE001  as above
-            failure = self._explain(handoff, error)
+        except BaseException as error:  # noqa: BLE001  as above
+            failure = self._explain(handoff, _caught(error))
         with self._lock:
             self._finish(ready, failure)
+
+
+def _caught(error: BaseException) -> Exception:
+    """An error that may be raised in another thread: one that would end this thread ends nothing there."""
+    return error if isinstance(error, Exception) else BackendError(f"{type(error).__name__}: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from hal.backend import BackendRef, Device, DeviceTensors, Executable, Tensor
@@ -127,7 +128,7 @@ def program(cut: Cut, compiled: Sequence[Compiled], inputs: Sequence[str], outpu
     for one in compiled:
         silicons.setdefault(one.device.silicon, len(silicons))
     n_slots = len(slots)
-    copies: dict[tuple[str, str, str], int] = {}
+    copies: dict[tuple[str, bytes, str], int] = {}
     handoffs: dict[int, list[Handoff]] = {}
     reads: list[list[int]] = []
     for one in compiled:
@@ -138,7 +139,7 @@ def program(cut: Cut, compiled: Sequence[Compiled], inputs: Sequence[str], outpu
             source = maker.get(value)
             beside = source is not None and source.device.silicon != one.device.silicon
             if device is not None and beside:
-                key = (value, one.ref.entry_point, one.device.memory_pool)
+                key = (value, msgspec.json.encode(one.ref), one.device.memory_pool)
                 if key not in copies:
                     copies[key] = n_slots
                     n_slots += 1

@@ -30,10 +30,10 @@ _STORABLE = frozenset(
 
 
 class Cutter:
-    """Cuts one bound graph, again and again.
+    """Cuts one graph, again and again.
 
     Args:
-        graph: With no free dimensions.
+        graph: With no free dimensions but those that are to be free in its parts too.
 
     Attributes:
         graph: The graph.
@@ -49,6 +49,7 @@ class Cutter:
         self.nodes = tuple(graph.nodes)
         self._position = {name: index for index, name in enumerate(self.nodes)}
         self._known: Known = known(graph.model)
+        self._is_free = bool(graph.unbound)
         self._seen: dict[str, tuple[int, ...]] = {}
         self._values = {str(v.name): v for v in graph.model.graph.inputs}
         self._values |= {str(v.name): v for v in graph.model.graph.initializers.values()}
@@ -232,8 +233,13 @@ class Cutter:
         return None if tensor is None else tensor.numpy()
 
     def is_sized(self, value: str) -> bool:
-        """Whether type and sizes of a value are known, as they must be at the ends of a compiled part."""
-        return self._is_plain(value) and self._known.shape(self._values[value]) is not None
+        """Whether type and sizes of a value are known, as they must be at the ends of a compiled part.
+
+        Where the graph has free dimensions, the rank is enough.
+        """
+        held = self._values[value]
+        is_known = self._known.shape(held) is not None or (self._is_free and held.shape is not None)
+        return is_known and self._is_plain(value)
 
     def _is_plain(self, value: str) -> bool:
         held = self._values[value]

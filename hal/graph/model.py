@@ -6,10 +6,11 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from onnx_ir.passes import common as passes
 
 from hal.errors import InputError, ModelError, StorageError, problems
 from hal.graph import reading
+from hal.graph.ranges import Ranges, Shapes, largest, named
 from hal.records.targets import Signature, TensorSpec
 from hal.tensor import Array
 
@@ -139,30 +141,44 @@ class Graph:
             raise InputError(problems(f"shapes do not fit model {self.name!r}", found))
         if all(all(isinstance(size, int) for size in spec.shape) for spec in specs.values()):
             return self
-        model = self.model.clone()
-        for value in model.graph.inputs:
-            given = shapes.get(str(value.name))
-            if value.shape is None and given is not None:
-                value.shape = ir.Shape(given)
-                continue
-            sizes = specs[str(value.name)].shape
-            bound = [
-                size if isinstance(size, int) else given[i] if given is not None else dims.get(size, size)
-                for i, size in enumerate(sizes)
-            ]
-            if value.shape is not None:
-                value.shape = ir.Shape(bound)
-        _forget_shapes(model, dims)
-        _infer_shapes(model)
+        shared = {
+            name: [dims.get(str(size), size) for size in spec.shape]
+            for name, spec in specs.items()
+            if spec.shape != ANY_RANK
+        }
+        model = self._reshaped({**shared, **shapes}, dims)
         key = json.dumps({name: list(shape) for name, shape in sorted(shapes.items())})
         digest = hashlib.sha256(f"{self.digest}{key}".encode()).hexdigest()
         graph = Graph(model, name=self.name, digest=digest)
-        if graph.unbound:
-            raise InputError(
-                f"model {self.name!r} has dimensions without a number: {', '.join(graph.unbound)}; "
-                "bind them with --shape NAME=1,3,640,640 or with example inputs"
-            )
+        _check_bound(graph)
         return graph
+
+    def bind_ranges(
+        self, shapes: Shapes, others: Mapping[str, Sequence[int | str]] | None = None
+    ) -> tuple[Graph, Ranges]:
+        """A copy whose dimensions with a range stay free, each with a name, while all others are bound.
+
+        Args:
+            shapes: As for :meth:`bind`, with ranges among the sizes.
+            others: Whole shapes of inputs, for sizes that ``shapes`` says nothing of.
+
+        Returns:
+            The copy, and the ranges of its inputs.
+
+        Raises:
+            InputError: As for :meth:`bind`, or a named dimension has two ranges.
+        """
+        specs = {spec.name: spec for spec in self.signature.inputs}
+        dims, found = _collect_dims(specs, largest(shapes))
+        if found:
+            raise InputError(problems(f"shapes do not fit model {self.name!r}", found))
+        ranges = named(self.signature.inputs, shapes, others)
+        free = {name: name for name in ranges.limits}
+        model = self._reshaped(dict(zip(specs, ranges.shapes, strict=True)), {**dims, **free})
+        digest = hashlib.sha256(f"{self.digest}{json.dumps([ranges.shapes, ranges.limits])}".encode())
+        graph = Graph(model, name=self.name, digest=digest.hexdigest())
+        _check_bound(graph, ranges.limits)
+        return graph, ranges
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> list[Array]:
         """Inputs by position, after checking names, types, shapes and NaN.
@@ -253,6 +269,16 @@ class Graph:
             ) from error
         return path
 
+    def _reshaped(self, shapes: Mapping[str, Sequence[int | str]], dims: Mapping[str, int | str]) -> ir.Model:
+        """A copy with inputs of these shapes, and what follows from them inferred anew."""
+        model = self.model.clone()
+        for value in model.graph.inputs:
+            if (shape := shapes.get(str(value.name))) is not None:
+                value.shape = ir.Shape(shape)
+        _forget_shapes(model, dims)
+        _infer_shapes(model)
+        return model
+
     def _need_weights(self) -> None:
         for value in self.model.graph.initializers.values():
             tensor = value.const_value
@@ -266,7 +292,7 @@ class Graph:
         """The model as a file, written on first need; it lives as long as this object."""
         if self._path is None:
             folder = tempfile.mkdtemp(prefix="hal-graph-")
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            weakref.finalize(self, _remove, folder, os.getpid())
             self._path = self.save(Path(folder))
         return self._path
 
@@ -279,6 +305,11 @@ class Graph:
     def __repr__(self) -> str:
         inputs = ", ".join(str(spec) for spec in self.signature.inputs)
         return f"<Graph {self.name!r}: {len(self.nodes)} nodes, opset {self.opset}, {inputs}>"
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # a process forked from it ends too, and must not take the file away
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _spec(value: ir.Value) -> TensorSpec:
@@ -368,7 +399,21 @@ def _infer_shapes(model: ir.Model) -> None:
     _log.debug("shape inference changed the model: %s", result.modified)
 
 
-def _forget_shapes(model: ir.Model, dims: Mapping[str, int]) -> None:
+def _check_bound(graph: Graph, but: Collection[str] = ()) -> None:
+    """Refuse dimensions without a number, but those of some names."""
+    left = [
+        f"{spec.name}[{', '.join(map(str, spec.shape))}]"
+        for spec in graph.signature.inputs
+        if not all(isinstance(size, int) or size in but for size in spec.shape)
+    ]
+    if left:
+        raise InputError(
+            f"model {graph.name!r} has dimensions without a number: {', '.join(left)}; "
+            "bind them with --shape NAME=1,3,640,640 or with example inputs"
+        )
+
+
+def _forget_shapes(model: ir.Model, dims: Mapping[str, int | str]) -> None:
     """Drop what was inferred for free dimensions, so that inference fills it in with numbers."""
     outputs = {id(value) for value in model.graph.outputs}
     for node in model.graph.all_nodes():

@@ -21,7 +21,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 import numpy as np
 
 from hal.errors import TargetError, UserError, problems
@@ -31,13 +30,13 @@ from hal.planning.costs_switching import Switches
 from hal.planning.costs_times import Times, shares_of, times_of, whole_times
 from hal.planning.costs_units import Placeable, placeable
 from hal.planning.problem import OBJECTIVES, Assignment, Floats, Problem
+from hal.planning.twins import SPINNING, plain_twin
 from hal.records.facts import ModelFacts
 from hal.records.machine import Link, Load, MachineProfile
 from hal.records.plan import BoundaryCost, Constraints
 from hal.records.profile import Profile, TargetProfile
-from hal.records.targets import Configuration, Device, Target
+from hal.records.targets import Device, Target
 
-_SPINNING, _THREADS = "spinning", "threads"
 #: How much faster a model must be with all threads than with one, for them to be worth waking in a part.
 #: Source: measured here, on two cores. Waking one costs 20 to 50 us; two parts of 220 us on OpenVINO took
 #: twice as long in turn with two threads each as with one, though alone they took the same.
@@ -241,28 +240,6 @@ def _unusable(target: TargetProfile, constraints: Constraints) -> str:
     return ""
 
 
-def plain(name: str) -> str:
-    """A target without what :mod:`hal.choosing` sets where it is to share its silicon with others.
-
-    ``+spinning=false`` and ``+threads=1`` are such: with idle threads that sleep, and with none.
-    """
-    target = Target.parse(name)
-    configuration = target.configuration
-    options = {
-        option: value
-        for option, value in configuration.options
-        if not (option == _SPINNING and value is False) and not (option == _THREADS and value == 1)
-    }
-    alone = Configuration.of(configuration.precision, options)
-    return str(msgspec.structs.replace(target, configuration=alone))
-
-
-def plain_twin(name: str) -> str | None:
-    """For a target that :mod:`hal.choosing` made for mixed plans the one that it was made from; else None."""
-    twin = plain(name)
-    return None if twin == str(Target.parse(name)) else twin
-
-
 def _only_whole(chosen: Sequence[TargetProfile]) -> set[str]:
     """Targets that a twin stands in for where they are not to compute the whole model.
 
@@ -274,7 +251,7 @@ def _only_whole(chosen: Sequence[TargetProfile]) -> set[str]:
     for name, own_ns in taken.items():
         twin = plain_twin(name)
         if twin is not None and (
-            _SPINNING in dict(Target.parse(name).configuration.options)
+            SPINNING in dict(Target.parse(name).configuration.options)
             or own_ns <= _THREADS_HELP * taken.get(twin, 0)
         ):
             found.add(twin)

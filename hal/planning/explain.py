@@ -10,9 +10,10 @@ import numpy as np
 
 from hal.errors import PlanError
 from hal.planning.check import check
-from hal.planning.costs import Modelled, plain_twin
+from hal.planning.costs import Modelled
 from hal.planning.costs_units import is_fixed
 from hal.planning.problem import Assignment, Problem, Small
+from hal.planning.twins import plain_twin
 from hal.records.plan import Alternative, Plan
 from hal.units import format_bytes, format_ns
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from hal import host, plugins
 from hal.backend import Target
 from hal.errors import ModelError, TargetError
 from hal.graph.facts import facts
+from hal.graph.ranges import Shapes
 from hal.graph.reference import ReferenceUnavailable, cached_reference
 from hal.profiling import environment
 from hal.profiling.assembly import assemble, merge, model_info
@@ -48,7 +49,7 @@ def profile(
     model: Any,
     inputs: Any = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
     targets: Sequence[str] | None = None,
     policy: Policy | None = None,
     kernels: bool = True,
@@ -67,7 +68,7 @@ def profile(
     Args:
         model: A path, ``demo:NAME``, ONNX bytes or model, a Graph, or a framework's model with ``inputs``.
         inputs: Arrays by name or position; None for the demo's own or random ones.
-        shapes: Shapes of inputs with free dimensions.
+        shapes: Shapes of inputs with free dimensions; of a range of sizes, ``(1, 8)``, the largest counts.
         targets: Targets or shell patterns of them; None for all.
         policy: Of warm-up and sampling.
         kernels: Whether to take kernel times.
@@ -116,7 +117,7 @@ def bench(
     model: Any,
     inputs: Any = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
     targets: Sequence[str] | None = None,
     baseline: str | None = None,
     policy: Policy | None = None,
@@ -186,7 +187,7 @@ class Job:
 def prepare(
     model: Any,
     inputs: Any,
-    shapes: Mapping[str, Sequence[int]] | None,
+    shapes: Shapes | None,
     targets: Sequence[str] | None,
     policy: Policy | None,
     deadlines: Deadlines | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import tempfile
@@ -17,6 +18,7 @@ from hal import demo, host, plugins
 from hal.demo import Evaluation
 from hal.errors import InputError, ModelError
 from hal.graph.model import Graph
+from hal.graph.ranges import Shapes, largest
 from hal.graph.reading import is_foreign
 from hal.profiling.preflight import preflight
 from hal.records.targets import TensorSpec
@@ -56,7 +58,7 @@ def resolve(
     model: Any,
     inputs: Any = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
 ) -> Subject:
     """Load a model and bind it.
 
@@ -65,7 +67,8 @@ def resolve(
             installed plugin imports (a ``torch.nn.Module``, with ``inputs``), or what an earlier call
             returned.
         inputs: Arrays by name, or by position; None for the demo's own or random ones (seed 0).
-        shapes: Shapes of inputs with free dimensions; not needed where ``inputs`` has them.
+        shapes: Shapes of inputs with free dimensions; not needed where ``inputs`` has them. Of a range of
+            sizes the largest one counts.
 
     Raises:
         ModelError: The model cannot be read or imported.
@@ -73,24 +76,25 @@ def resolve(
     """
     if isinstance(model, Subject):
         return model
+    sizes = largest(shapes or {})
     evaluation = None
     inputs_from = "given"
-    graph = opened(model, _shapes(shapes, inputs))
+    graph = opened(model, _shapes(sizes, inputs))
     if graph is None:
         graph, inputs = _import(model, inputs)
-    elif isinstance(model, str) and model.startswith(_DEMO) and inputs is None and not shapes:
+    elif isinstance(model, str) and model.startswith(_DEMO) and inputs is None and not sizes:
         found = demo.find(model.removeprefix(_DEMO))
         inputs, inputs_from = found.inputs(), "the demo's test set"
         evaluation = found.evaluation()
     named = _named(graph, inputs)
     known = {name: tuple(array.shape) for name, array in named.items()}
-    for name, shape in (shapes or {}).items():
-        if name in known and known[name] != tuple(shape):
+    for name, shape in sizes.items():
+        if name in known and known[name] != shape:
             raise InputError(
                 f"input {name!r} is given as {list(known[name])} and --shape says {list(shape)}; "
-                "leave one of them out"
+                "leave one of them out, or give an example of the largest size where there is a range"
             )
-    bound = graph.bind({**(shapes or {}), **known})
+    bound = graph.bind({**sizes, **known})
     _check_room(bound)
     if not named:
         named, inputs_from = random_inputs(bound), f"random (seed {_SEED})"
@@ -194,13 +198,39 @@ def _n_bytes(spec: TensorSpec) -> int:
     return item * math.prod(size for size in spec.shape if isinstance(size, int))
 
 
-def _import(model: Any, inputs: Any) -> tuple[Graph, dict[str, Array]]:
+def imported(model: Any, inputs: Any, shapes: Shapes) -> tuple[Graph, dict[str, Array]]:
+    """A framework's model whose dimensions with a range are free, and its example inputs.
+
+    Args:
+        model: An object of a framework.
+        inputs: Examples of the largest sizes.
+        shapes: With ranges, by the name of the input.
+
+    Raises:
+        ModelError: It cannot be imported, or not with free dimensions.
+    """
+    free = {
+        name: [at for at, size in enumerate(shape) if not isinstance(size, int)]
+        for name, shape in shapes.items()
+    }
+    return _import(model, inputs, {name: positions for name, positions in free.items() if positions})
+
+
+def _import(
+    model: Any, inputs: Any, free: Mapping[str, Sequence[int]] | None = None
+) -> tuple[Graph, dict[str, Array]]:
     tried = plugins.importers()
-    for _, importer in tried:
+    for name, importer in tried:
         if importer.accepts(model):
+            if free and "free" not in inspect.signature(importer.to_onnx).parameters:
+                raise ModelError(
+                    f"the importer of {name!r} leaves no dimensions free, which ranges of sizes need: export "
+                    "the model to ONNX with free dimensions, and give the file"
+                )
+            options = {"free": free} if free else {}
             with tempfile.TemporaryDirectory(prefix="hal-import-") as folder:
                 path = Path(folder) / "model.onnx"
-                examples = importer.to_onnx(model, inputs, path)
+                examples = importer.to_onnx(model, inputs, path, **options)
                 graph = Graph.load(path, name=type(model).__name__)
                 # The folder goes away: take the weights along.
                 ir.external_data.load_to_model(graph.model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from hal.records.machine import Environment, Link
@@ -170,6 +172,40 @@ class Finalist(msgspec.Struct, frozen=True, kw_only=True):
     round: int = 0
 
 
+#: Most requests at once, and in one run, that a plan may ask for: a file may come from anywhere.
+#: Source: ours; a thread each, far more than any silicon here has use for.
+MOST_AT_ONCE = 1024
+
+
+class Throughput(msgspec.Struct, frozen=True, kw_only=True):
+    """How many requests a plan takes at once, and what that was measured to bring.
+
+    Attributes:
+        n_in_flight: Runs under way at once.
+        batch: Most requests that are gathered into one run; 1 where each has its own.
+        worth_from: Waiting requests from which a gathered run is faster than one run each.
+        requests_per_s: With ``n_outstanding`` requests under way or waiting at any time.
+        p50_ns: Median time of a request at that load, waiting included.
+        p95_ns: 95th percentile.
+        p99_ns: 99th percentile.
+        n_requests: That were measured.
+    """
+
+    n_in_flight: Annotated[int, msgspec.Meta(ge=1, le=MOST_AT_ONCE)]
+    batch: Annotated[int, msgspec.Meta(ge=1, le=MOST_AT_ONCE)] = 1
+    worth_from: Annotated[int, msgspec.Meta(ge=1, le=MOST_AT_ONCE)] = 1
+    requests_per_s: float = 0.0
+    p50_ns: int = 0
+    p95_ns: int = 0
+    p99_ns: int = 0
+    n_requests: int = 0
+
+    @property
+    def n_outstanding(self) -> int:
+        """Requests that keep it busy: those of the runs under way, and the next run's."""
+        return (self.n_in_flight + 1) * self.batch
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """A placement of a model's units, with its reasons.
 
@@ -190,6 +226,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         bound: Proven; in the units of the objective.
         solver: That found it.
         finalists: What was measured, the chosen one among them.
+        throughput: How many requests it takes at once; None where that was not measured.
         links: Measured links that its costs used.
         estimated: Whether costs were estimated rather than measured.
         notes: What the reader should know.
@@ -211,6 +248,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     measured: Timing | None = None
     errors: tuple[OutputError, ...] = ()
     finalists: tuple[Finalist, ...] = ()
+    throughput: Throughput | None = None
     links: tuple[Link, ...] = ()
     estimated: bool = False
     notes: tuple[str, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any
 from hal.records.facts import ModelFacts
 from hal.records.plan import Finalist, Plan
 from hal.report.plan_drawing import Drawing, bars, colours, graph
+from hal.report.plan_words import gap_text, throughput_text
 from hal.report.template import read, render, safe
 from hal.report.text import visible
 from hal.units import format_bytes, format_ns
@@ -32,6 +33,7 @@ class PlanView:
     transfers_left_out: int
     memory: tuple[tuple[str, str], ...]
     finalists: tuple[tuple[str, ...], ...]
+    load: str
     notes: tuple[str, ...]
     version: str
 
@@ -73,14 +75,13 @@ def _view(plan: Plan, facts: ModelFacts | None) -> PlanView:
         transfers_left_out=max(len(transfers) - _TRANSFERS_LISTED, 0),
         memory=tuple((seen(pool), format_bytes(n)) for pool, n in plan.predicted.memory_bytes.items()),
         finalists=tuple(_finalist(one) for one in plan.finalists),
+        load=throughput_text(plan),
         notes=tuple(map(seen, plan.notes)),
         version=plan.hal_version,
     )
 
 
 def _cards(plan: Plan) -> tuple[tuple[str, str, str], ...]:
-    from hal.report.plan_words import gap_text
-
     measured = "not measured" if plan.measured is None else format_ns(plan.measured.median_ns)
     spread = (
         "a prediction only"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hal import plugins
-from hal.backend import OptionSpec, Target
+from hal.backend import Backend, OptionSpec, Target
 from hal.errors import BundleError, PlanError, UserError
 from hal.executor.backend import Spot
 from hal.executor.executor import Place, end_of
@@ -19,7 +20,8 @@ from hal.records import files
 from hal.records.plan import Plan
 from hal.records.profile import PluginInfo
 from hal.records.targets import place_name
-from hal.session import bundle
+from hal.session import bundle, sockets
+from hal.session.batching import gathered_runner
 from hal.session.bundle_blobs import blobs_of, ref_with_blobs, version_of
 from hal.session.bundle_contents import (
     Contents,
@@ -33,8 +35,10 @@ from hal.session.bundle_contents import (
 )
 from hal.session.events import OnEvent
 from hal.session.faults import told
+from hal.session.isolation import Isolate, Isolation
 from hal.session.runner import runner_of
 from hal.version import __version__
+from hal.worker import WorkerBackend
 
 if TYPE_CHECKING:
     from hal.session.session import Session
@@ -109,6 +113,9 @@ def load(
     strict: bool = False,
     deadline_s: float | None = None,
     on_event: OnEvent | None = None,
+    isolate: Isolate = False,
+    watch: bool = False,
+    adaptive: bool = False,
 ) -> Session:
     """Open a bundle that ``session.save`` wrote.
 
@@ -128,21 +135,26 @@ def load(
         strict: Raise where a target is missing, and where a device is lost later.
         deadline_s: As for ``hal.compile``.
         on_event: As for ``hal.compile``.
+        isolate: As for ``hal.compile``; such a backend is not opened in this process at all.
+        watch: As for ``hal.compile``.
+        adaptive: As for ``hal.compile``.
 
     Raises:
         BundleError: The file is no bundle, of another version, damaged, or holds what a bundle may not.
         PlanError: A target is missing, and ``strict`` is true or none that the profile knows is here.
-        StorageError: The file cannot be read.
+        StorageError: The file cannot be read; or the session is to be watched, and cannot.
         PluginError: A backend cannot compile its partition.
     """
     from hal.session.session import Session
 
+    sockets.check(watch)
     what = repr(os.fspath(path))
     opened = bundle.read(path)
     contents = contents_of(opened.members, what)
     graph = graph_of(contents, what)
     plan = contents.plan
-    here, reasons = _places(_backends(plan))
+    isolation = Isolation(isolate)
+    here, reasons = _places(_backends(plan), isolation)
     missing = _missing(plan, here, reasons)
     if missing:
         text = f"{what} was made for targets that are not here: {'; '.join(missing)}"
@@ -161,16 +173,15 @@ def load(
         spots = _with_blobs(spots, opened, os.path.abspath(path))
     try:
         # Where the plan does not fit, the runner plans again, as it does when a device is lost.
-        runner = runner_of(
-            graph,
-            plan,
-            profile,
-            spots,
+        carry = functools.partial(
+            runner_of,
             constraints=plan.constraints,
-            strict=strict,
             deadline_s=deadline_s,
             on_event=on_event,
+            isolation=isolation,
         )
+        runner = carry(graph, plan, profile, spots, strict=strict)
+        gathered = gathered_runner(carry, graph, runner.plan, profile, spots)
     except UserError as error:
         if not missing:
             raise
@@ -180,17 +191,22 @@ def load(
         ) from error
     finally:
         graph.release()
-    return Session(runner, graph, profile)
+    return sockets.announced(
+        Session(runner, graph, profile, gathered=gathered, adaptive=adaptive), watch=watch
+    )
 
 
 def _backends(plan: Plan) -> list[str]:
     return list(dict.fromkeys(Target.parse(name).backend for name in plan.targets))
 
 
-def _places(backends: Iterable[str]) -> tuple[dict[str, Place], dict[str, str]]:
-    """Every device of some backends that can be used, opened in this process; why others cannot.
+def _places(
+    backends: Iterable[str], isolation: Isolation | None = None
+) -> tuple[dict[str, Place], dict[str, str]]:
+    """Every device of some backends that can be used; why others cannot.
 
-    No other plugin is asked: that takes a process and a framework's import each.
+    Backends are opened in this process, isolated ones in one of their own, which ends with the place. No
+    other plugin is asked: that takes a process and a framework's import each.
 
     Returns:
         Places by ``DEVICE/BACKEND[-VARIANT]``, and reasons by that or by the backend's name.
@@ -200,7 +216,8 @@ def _places(backends: Iterable[str]) -> tuple[dict[str, Place], dict[str, str]]:
         try:
             # Names are looked up among the installed plugins; a bundle cannot name code.
             ref = plugins.reference(name)
-            backend = plugins.open_backend(ref)
+            apart = isolation is not None and isolation.may_cover(name)
+            backend: Backend = WorkerBackend(ref) if apart else plugins.open_backend(ref)
             devices = backend.discover()
         except Exception as error:  # noqa: BLE001  whatever a plugin raises: its devices are not here
             reasons[name] = told(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy as np
 from hal.backend import Signature, TensorSpec
 from hal.errors import InputError, problems
 from hal.graph.interface import Constant, Fields, Interface, Items, Leaf, Parameter, Tree, built, leaves
+from hal.graph.ranges import Ranges
 from hal.session.libraries import read
 from hal.tensor import Array, own_dtype
 
@@ -22,6 +23,7 @@ class Calling:
         name: Of the model, for errors.
         signature: All sizes are numbers.
         interface: What the importer recorded; None for a model that was ONNX from the start.
+        ranges: Shapes that inputs may have; None where they have those of the signature.
 
     Attributes:
         wanted: Type and shape of each input; the type is None where it is not one of numpy's own.
@@ -30,9 +32,23 @@ class Calling:
         arrange: Makes what a call returns of the outputs by position.
     """
 
-    def __init__(self, name: str, signature: Signature, interface: Interface | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        signature: Signature,
+        interface: Interface | None = None,
+        ranges: Ranges | None = None,
+    ) -> None:
         self._model = name
+        self._ranges = ranges
         self._specs = signature.inputs
+        self._shown = {
+            spec.name: f"{spec.dtype}[{', '.join(map(str, spec.shape))}]" for spec in signature.inputs
+        }
+        if ranges is not None:
+            self._shown = {
+                spec.name: f"{spec.dtype}[{ranges.shown(at)}]" for at, spec in enumerate(signature.inputs)
+            }
         self.names = [spec.name for spec in signature.inputs]
         self.wanted = [(own_dtype(spec.dtype), spec.shape) for spec in signature.inputs]
         self._outputs = {spec.name: at for at, spec in reversed(list(enumerate(signature.outputs)))}
@@ -84,7 +100,7 @@ class Calling:
                 known = dict.fromkeys((*self._by_name, *self.names))
                 found.append(f"input {name!r} is unknown; the model takes {', '.join(known) or 'none'}")
         found += [
-            f"input {self._labels[spec.name]!r} is missing; expected {_shown(spec)}"
+            f"input {self._labels[spec.name]!r} is missing; expected {self._shown[spec.name]}"
             for spec in self._specs
             if spec.name not in given
         ]
@@ -102,33 +118,40 @@ class Calling:
             raise self._refused([f"the feeds are {_kind(feeds)}; expected a dict of input name to tensor"])
         return self.bind((), feeds)
 
-    def fit(self, tensors: Sequence[Any]) -> tuple[list[Array], str]:
+    def fit(self, tensors: Sequence[Any], kept: Collection[int] = ()) -> tuple[list[Any], str]:
         """Tensors as arrays on the host, checked.
+
+        Args:
+            tensors: By position.
+            kept: Positions of those that stay as they are, and are known to fit.
 
         Returns:
             The arrays by position, and what to say of those that have another shape than expected; empty
-            where none has.
+            where none has, or all are within the ranges.
 
         Raises:
             InputError: Something is no tensor, or of another type; all are named.
         """
         found: list[str] = []
         others: list[str] = []
-        arrays: list[Array] = []
-        for spec, (dtype, shape), tensor in zip(self._specs, self.wanted, tensors, strict=True):
-            if type(tensor) is np.ndarray and tensor.dtype is dtype and tensor.shape == shape:
+        arrays: list[Any] = []
+        for at, (spec, (dtype, shape), tensor) in enumerate(
+            zip(self._specs, self.wanted, tensors, strict=True)
+        ):
+            if at in kept or (type(tensor) is np.ndarray and tensor.dtype is dtype and tensor.shape == shape):
                 arrays.append(tensor)
                 continue
             label = self._labels[spec.name]
             try:
                 array = read(tensor)
             except InputError as error:
-                found.append(f"input {label!r}: {error.message}; expected {_shown(spec)}")
+                found.append(f"input {label!r}: {error.message}; expected {self._shown[spec.name]}")
                 continue
             kind = "string" if array.dtype.kind in "OUST" else array.dtype.name
             if kind == "string" and array.dtype.kind != "O":
                 array = array.astype(str).astype(object)
-            said = f"input {label!r} is {kind}[{', '.join(map(str, array.shape))}]; expected {_shown(spec)}"
+            given = f"{kind}[{', '.join(map(str, array.shape))}]"
+            said = f"input {label!r} is {given}; expected {self._shown[spec.name]}"
             if kind != spec.dtype:
                 found.append(said)
             elif array.dtype.byteorder == ">":
@@ -138,7 +161,9 @@ class Calling:
             arrays.append(array)
         if found:
             raise self._refused(found + others)
-        return arrays, problems(f"the inputs do not fit {self._model!r}", others) if others else ""
+        if not others or (self._ranges is not None and self._ranges.hold([one.shape for one in arrays])):
+            return arrays, ""
+        return arrays, problems(f"the inputs do not fit {self._model!r}", others)
 
     def output(self, name: str) -> int:
         """Position of an output.
@@ -223,10 +248,6 @@ def _arranged(tree: Tree, specs: Sequence[TensorSpec], outputs: Sequence[Any]) -
 
 def _bare(outputs: Sequence[Any]) -> Any:
     return outputs[0]
-
-
-def _shown(spec: TensorSpec) -> str:
-    return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
 
 
 def _kind(value: Any) -> str:

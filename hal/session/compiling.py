@@ -16,18 +16,24 @@ from hal.choosing.choose import chosen, profiled
 from hal.choosing.finalists import spots_of
 from hal.choosing.planner import asked
 from hal.errors import InputError, StorageError, UserError, problems
+from hal.executor.backend import Spot
 from hal.executor.partitions import pieces_of
 from hal.graph.model import Graph
+from hal.graph.ranges import Ranges, Shapes, has_ranges
 from hal.profiling.engine import Job
-from hal.profiling.sources import Subject, opened, resolve
+from hal.profiling.sources import Subject, imported, opened, resolve
 from hal.profiling.store import Asked, Store, profile_id
 from hal.records.plan import Constraints, Plan
 from hal.records.profile import Profile
 from hal.records.reading import read_plan
+from hal.session import sockets
+from hal.session.batching import gathered_runner
 from hal.session.calling import Calling
-from hal.session.events import OnEvent
-from hal.session.runner import runner_of
+from hal.session.events import Events, OnEvent
+from hal.session.isolation import Isolate, Isolation
+from hal.session.runner import Runner, runner_of
 from hal.session.session import Session
+from hal.session.sizes import AnySize, Model
 from hal.tensor import Array
 from hal.version import __version__
 
@@ -41,7 +47,7 @@ def compile(
     model: Any,
     inputs: Any = None,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Shapes | None = None,
     objective: str = "latency",
     max_error: float = 0.0,
     memory: Mapping[str, str | int] | None = None,
@@ -52,6 +58,9 @@ def compile(
     on_event: OnEvent | None = None,
     plan: Plan | str | os.PathLike[str] | None = None,
     new_shapes: NewShapes = "refuse",
+    isolate: Isolate = False,
+    watch: bool = False,
+    adaptive: bool = False,
 ) -> Session:
     """Make a model ready to run on the targets of this machine that were measured to be the best for it.
 
@@ -62,7 +71,9 @@ def compile(
     Args:
         model: A path, ``demo:NAME``, ONNX bytes or model, a Graph, or a framework's model with ``inputs``.
         inputs: Arrays by name or position, as examples; None for the demo's own or random ones.
-        shapes: Shapes of inputs with free dimensions, by name.
+        shapes: Shapes of inputs with free dimensions, by name. A pair is a range of sizes, both ends
+            included: ``{"x": [(1, 8), 3, 224, 224]}``. The largest sizes are measured and planned for, and
+            that plan serves requests of all sizes within.
         objective: ``latency``, ``throughput``, ``energy`` or ``memory``.
         max_error: Highest relative L2 error of the worst output; 0 allows fp32 targets only.
         memory: Limit by device id or memory pool, in bytes or as text: ``{"cuda:0": "8GiB"}``.
@@ -73,8 +84,14 @@ def compile(
             microseconds more.
         on_event: Told of each event, in a thread of a request.
         plan: A plan of this model, or a file of one; what was asked of it holds here too.
-        new_shapes: What to do with inputs of other shapes: ``refuse`` them, or ``replan``, which compiles for
-            them when they first come, as for these, and keeps the last 8 shapes.
+        new_shapes: What to do with inputs of other shapes, outside of the ranges: ``refuse`` them, or
+            ``replan``, which compiles for them when they first come, as for these, and keeps the last 8
+            shapes.
+        isolate: Backends that run in child processes, so that what ends their process is an error here: True
+            for all, or names or shell patterns: ``["openvino"]``. Tensors pass through shared memory.
+        watch: Let ``hal top`` of this user show the session while it is open.
+        adaptive: Plan again where a partition takes longer than it should for long, with the device as slow
+            as it is; no request is lost.
 
     Raises:
         ModelError: The model cannot be read.
@@ -83,7 +100,9 @@ def compile(
         Infeasible: No plan keeps all constraints; says which cannot hold and by how much.
         PlanError: The given plan is of another model or machine, or no finalist could be run.
         PluginError: A backend cannot compile its part.
+        StorageError: The session is to be watched, and there is no private folder for that.
     """
+    sockets.check(watch)
     if new_shapes not in ("refuse", "replan"):
         raise InputError(f"new_shapes is {new_shapes!r}; expected 'refuse' or 'replan'")
     given = None if plan is None else _read(plan)
@@ -92,12 +111,18 @@ def compile(
     else:
         _check_unasked(objective=objective, max_error=max_error, memory=memory, targets=targets)
         constraints = given.constraints
-    how = _How(constraints, strict, budget_s, deadline_s, on_event)
-    again = None
-    if new_shapes == "replan":
+    how = _How(constraints, strict, budget_s, deadline_s, on_event, Isolation(isolate), adaptive)
+    again = source = None
+    if new_shapes == "replan" or has_ranges(shapes):
         model, source = _kept(model)
+    if shapes is not None and has_ranges(shapes) and not isinstance(source, Graph):
+        # From here on it is a graph, which has free dimensions: it is not exported again for other sizes.
+        model, inputs = imported(source, inputs, shapes)
+        source = model
+    if new_shapes == "replan":
         again = functools.partial(_again, source, how)
-    return _session(model, inputs, shapes, how, given, again)
+    made = _session(model, inputs, shapes, how, given, again, source)
+    return sockets.announced(made, watch=watch)
 
 
 @dataclass(frozen=True)
@@ -109,6 +134,8 @@ class _How:
     budget_s: float
     deadline_s: float | None
     on_event: OnEvent | None
+    isolation: Isolation
+    adaptive: bool
 
     def asked(self, profile: Profile) -> Asked:
         """What the choice of a plan depends on."""
@@ -123,35 +150,62 @@ class _How:
 def _session(
     model: Any,
     inputs: Any,
-    shapes: Mapping[str, Sequence[int]] | None,
+    shapes: Shapes | None,
     how: _How,
     plan: Plan | None = None,
     again: Any = None,
+    source: Any = None,
 ) -> Session:
     subject = resolve(model, inputs, shapes=shapes)
+    ranged: tuple[Graph, Ranges] | None = None
+    if shapes is not None and has_ranges(shapes):
+        whole = {spec.name: spec.shape for spec in subject.graph.signature.inputs}
+        ranged = source.bind_ranges(shapes, whole)
     if plan is not None:
         pieces_of(plan, subject.graph)  # before anything is measured for it
     job, profile = profiled(subject, constraints=how.constraints)
     if plan is None:
         plan = _found(profile, how) or _kept_plan(profile, how, job)
-    runner = runner_of(
-        subject.graph,
+    spots, graph = spots_of(job.discovery), subject.graph
+    runner = _carried(how, graph, plan, profile, spots, strict=how.strict)
+    carry = functools.partial(_carried, how)
+    gathered = gathered_runner(carry, graph, runner.plan, profile, spots)
+    sizes = None
+    if ranged is not None:
+        sizes = AnySize(
+            Model(source, *ranged, profile, spots, carry),
+            graph,
+            runner,
+            strict=how.strict,
+            events=Events(how.on_event),
+        )
+    return Session(runner, graph, profile, again=again, gathered=gathered, sizes=sizes, adaptive=how.adaptive)
+
+
+def _carried(
+    how: _How, graph: Graph, plan: Plan, profile: Profile, spots: Mapping[str, Spot], *, strict: bool
+) -> Runner:
+    return runner_of(
+        graph,
         plan,
         profile,
-        spots_of(job.discovery),
+        spots,
         constraints=how.constraints,
-        strict=how.strict,
+        strict=strict,
         deadline_s=how.deadline_s,
         on_event=how.on_event,
+        isolation=how.isolation,
     )
-    return Session(runner, subject.graph, profile, again=again)
 
 
 def _found(profile: Profile, how: _How) -> Plan | None:
     """The plan that was chosen from this profile before; a store that cannot be read has none."""
     try:
         with Store.open() as store:
-            return store.plan(how.asked(profile))
+            found = store.plan(how.asked(profile))
+            # Plans of earlier versions were not measured under load.
+            is_whole = found is None or found.throughput or how.constraints.objective != "throughput"
+            return found if is_whole else None
     except (StorageError, UserError) as error:
         _log.warning("plans are not found again: %s", error)
         return None

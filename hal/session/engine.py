@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Sequence
 
-from hal.backend import Executable
+from hal.backend import DeviceTime, Executable
 from hal.errors import RequestTimeout
-from hal.planning.costs import plain
+from hal.executor.executor import Executor
+from hal.executor.homes import Homes, memory_of, whole
+from hal.executor.times import Times
+from hal.planning.twins import plain
 from hal.records.plan import Plan
+from hal.session.away import Away
 from hal.session.events import Events
 from hal.session.faults import Fault, Watch, Watched, told
+from hal.session.forking import refusal
 from hal.tensor import Tensor
+
+#: What a session adds to a backend's own call, and a deadline on top of that, in nanoseconds.
+#: Source: benchmarks/session.py, 3 to 5 us, and docs/failures.md, 20 us.
+CALL_NS, DEADLINE_NS = 5_000, 20_000
 
 
 class Engine:
@@ -27,19 +37,36 @@ class Engine:
 
     Attributes:
         done: Set once it is closed.
+        times: What its partitions take; of a plan of one partition only how it is timed.
         succession: How it is replaced; None where it is not.
+        slowdown: By silicon, how many times as long as in the profile the plan's costs say things take.
     """
 
     def __init__(self, plan: Plan, executable: Executable, watch: Watch, events: Events) -> None:
         self.plan, self.watch = plan, watch
         self.done = threading.Event()
         self.succession: Succession | None = None
+        self.slowdown: dict[str, float] = {}
         # One partition without a deadline needs no watching: it is the one to blame.
         alone = executable.inner if type(executable) is Watched else executable
         self._executable, self._run, self._events = alone, alone.run, events
+        self.times = (
+            executable.times
+            if isinstance(executable, Executor)
+            else Times(
+                [executable.ability(DeviceTime) is not None],
+                beside_ns=CALL_NS + (DEADLINE_NS if watch.is_timed else 0),
+            )
+        )
         self._lock = threading.Lock()
         self._n_inside = 0
         self._is_retired = self._is_over = False
+
+    @functools.cached_property
+    def homes(self) -> Homes:
+        """Where tensors may lie; found out at the first request that brings one of a device's memory."""
+        one = self._executable
+        return one.homes() if isinstance(one, Executor) else whole(one, memory_of(one))
 
     def enter(self) -> bool:
         """Begin a request, which ends by :meth:`run` or :meth:`leave`; False where the engine is closed."""
@@ -57,6 +84,10 @@ class Engine:
             Exception: Whatever the backend raised.
         """
         try:
+            if isinstance(inputs, Away):
+                if inputs.homes is self.homes:
+                    return self._run(inputs, inputs.room)
+                inputs = inputs.on_host()  # they were for a plan that was in force before
             return self._run(inputs)
         finally:
             self.leave()
@@ -108,13 +139,33 @@ class Engine:
         self._events.tell()
 
 
+class Lost:
+    """An engine in a process that was forked from its own: nothing enters it.
+
+    Args:
+        engine: That was in force there.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.plan, self.times, self.watch = engine.plan, engine.times, engine.watch
+        self.homes = Homes((), ())
+
+    def enter(self) -> bool:
+        """Refuse a request.
+
+        Raises:
+            UsedAfterFork: Always.
+        """
+        raise refusal()
+
+
 class Succession:
     """How an engine is replaced; made once, by the first request that failed.
 
     Attributes:
         done: Set once it is decided.
         engine: What replaces it; None where nothing does.
-        error: Why nothing does.
+        error: Why nothing does; None where nothing had to.
     """
 
     def __init__(self) -> None:
@@ -123,4 +174,4 @@ class Succession:
         self.error: Exception | None = None
 
 
-__all__ = ["Engine", "Succession"]
+__all__ = ["Engine", "Lost", "Succession"]

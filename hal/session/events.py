@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,8 +15,10 @@ _log = logging.getLogger("hal.session")
 
 #: What happened. ``lost``: a device is gone; ``failed``: a target, a hook or closing failed; ``timeout``: a
 #: request took longer than its deadline; ``replanned``: another plan is in force; ``retried``: a request is
-#: run again.
-EventKind = Literal["lost", "replanned", "retried", "timeout", "failed"]
+#: run again; ``sizes``: how requests of other sizes within the ranges are carried out; ``slow``: a partition
+#: takes longer than it should, for long; ``restarted``: the process of an isolated backend ended, and a
+#: partition is compiled in another one.
+EventKind = Literal["lost", "replanned", "retried", "timeout", "failed", "sizes", "slow", "restarted"]
 
 #: Events that a session remembers; older ones are forgotten, so that a long life does not fill the memory.
 #: Source: ours; they take about 0.5 MB.
@@ -39,8 +41,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-#: Told of each event, with nothing locked, by a thread of a request or of closing. What it raises becomes an
-#: event itself and costs no request.
+#: Told of each event, with nothing locked, by a thread of a request, of closing or of planning. What it raises
+#: becomes an event itself and costs no request.
 OnEvent = Callable[[Event], None]
 
 
@@ -56,6 +58,13 @@ class Events:
         self._kept: deque[Event] = deque(maxlen=_MOST)
         self._untold: deque[Event] = deque()
         self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many there were of each kind, forgotten ones included."""
+        with self._lock:
+            return dict(self._counts)
 
     @property
     def kept(self) -> tuple[Event, ...]:
@@ -65,10 +74,12 @@ class Events:
 
     def add(self, kind: EventKind, target: str, text: str) -> None:
         """Remember what happened now; the hook is told at the next :meth:`tell`."""
-        _log.log(logging.INFO if kind == "retried" else logging.WARNING, "%s %s: %s", kind, target, text)
+        level = logging.INFO if kind in ("retried", "sizes") else logging.WARNING
+        _log.log(level, "%s %s: %s", kind, target, text)
         with self._lock:
             event = Event(at=time.time(), kind=kind, target=target, text=text)
             self._kept.append(event)
+            self._counts[kind] += 1
             if self._on_event is not None:
                 self._untold.append(event)
 
@@ -89,6 +100,7 @@ class Events:
                 text = f"on_event raised {type(error).__name__}: {error}; it was told of {event.kind!r}"
                 _log.warning("%s", text)
                 with self._lock:
+                    self._counts["failed"] += 1
                     self._kept.append(Event(at=time.time(), kind="failed", target="", text=text))
 
 

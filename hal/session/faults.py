@@ -13,9 +13,10 @@ from hal.backend import Backend, DeviceTensors, Executable
 from hal.errors import HalError, InputError
 from hal.executor.executor import Place
 from hal.graph.model import Graph
-from hal.planning.costs import plain
+from hal.planning.twins import plain
 from hal.records.targets import Configuration, Device, Signature, Target
 from hal.session.around import Around
+from hal.session.isolation import IsolatedExecutable
 from hal.tensor import Tensor
 
 A = TypeVar("A")
@@ -27,7 +28,7 @@ class Fault(NamedTuple):
     """What went wrong on a target.
 
     Attributes:
-        target: As :func:`hal.planning.costs.plain` writes it: what that leaves out is the same code on the
+        target: As :func:`hal.planning.twins.plain` writes it: what that leaves out is the same code on the
             same device, and fails alike.
         kind: ``failed``: it raised; ``timeout``: it hangs.
         text: What happened, in a sentence.
@@ -77,6 +78,8 @@ class Watch:
     def hanging(self, since_s: float, deadline_s: float) -> tuple[str, ...]:
         """The targets that do not answer: a call of theirs is under way, and none has ended for so long.
 
+        The processes of isolated ones are killed: their calls come back at once, with an error.
+
         Args:
             since_s: When that long began, by ``time.monotonic``.
             deadline_s: How long it is, for the text.
@@ -85,12 +88,24 @@ class Watch:
         for one in self._timed:
             under_way = list(one.under_way.items())
             if under_way and one.ended_s <= since_s:
-                thread, began_s = min(under_way, key=lambda item: item[1])
-                self._stuck.append((one, thread, began_s))
+                if one.isolated is not None and one.isolated.is_starting:
+                    continue  # that may take longer than a request, and those after it find it done
                 text = f"it did not answer within {deadline_s:g} s"
                 self.faults.setdefault(one.target, Fault(one.target, "timeout", text))
                 found.append(one.target)
+                if one.isolated is not None:
+                    one.isolated.stop(text)
+                else:
+                    thread, began_s = min(under_way, key=lambda item: item[1])
+                    self._stuck.append((one, thread, began_s))
         return tuple(dict.fromkeys(found))
+
+    @property
+    def starting(self) -> tuple[str, ...]:
+        """The targets whose process ended, and that are compiled in another one now."""
+        return tuple(
+            one.target for one in self._timed if one.isolated is not None and one.isolated.is_starting
+        )
 
     @property
     def stuck(self) -> tuple[str, ...]:
@@ -155,12 +170,14 @@ class Timed(Watched):
     Attributes:
         under_way: When the call that a thread makes began, by ``time.monotonic``.
         ended_s: When the last one ended.
+        isolated: It in a child process; None where it is in this one.
     """
 
     def __init__(self, executable: Executable, target: str, watch: Watch) -> None:
         super().__init__(executable, target, watch)
         self.under_way: dict[int, float] = {}
         self.ended_s = float("-inf")
+        self.isolated = executable if isinstance(executable, IsolatedExecutable) else None
 
     def guard(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do something on the device, and be seen doing it."""

@@ -25,7 +25,19 @@ from hal.session.variants import Variants
 from hal.tensor import Array
 
 #: Options that go to :func:`hal.compile`.
-_OPTIONS = ("objective", "max_error", "memory", "targets", "strict", "budget_s", "deadline_s", "on_event")
+_OPTIONS = (
+    "objective",
+    "max_error",
+    "memory",
+    "targets",
+    "strict",
+    "budget_s",
+    "deadline_s",
+    "on_event",
+    "isolate",
+    "watch",
+    "adaptive",
+)
 
 #: Targets that an execution provider's devices are, as shell patterns.
 #: Source: ONNX Runtime's documentation, "Execution Providers"; others are no devices of hal's.
@@ -82,7 +94,7 @@ class InferenceSession:
         provider_options: Options by position, where ``providers`` are names alone. ``device_id`` is heeded; a
             warning names the others.
         kwargs: ``objective``, ``max_error``, ``memory``, ``targets``, ``strict``, ``budget_s``,
-            ``deadline_s`` and ``on_event`` of :func:`hal.compile`.
+            ``deadline_s``, ``on_event``, ``isolate``, ``watch`` and ``adaptive`` of :func:`hal.compile`.
 
     Raises:
         ModelError: The model cannot be read.

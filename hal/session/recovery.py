@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from hal.choosing.planner import predicted
-from hal.errors import InputError, NotEnoughMemory, PlanError, RequestTimeout, problems
+from hal.errors import InputError, NotEnoughMemory, PlanError, RequestTimeout, UserError, problems
 from hal.executor.backend import Spot, open_places
 from hal.executor.executor import Place, compile_plan, end_of
-from hal.executor.partitions import pieces_of
+from hal.executor.partitions import Piece, pieces_of
 from hal.graph.cut import Cutter
 from hal.graph.model import Graph
-from hal.planning.costs import model, plain
+from hal.planning.twins import plain
 from hal.records.plan import Constraints, Plan
 from hal.records.profile import Profile, TargetProfile
 from hal.records.targets import Signature, Target
@@ -22,14 +22,18 @@ from hal.session.deadline import THREADS
 from hal.session.engine import Engine
 from hal.session.events import Events
 from hal.session.faults import Fault, Watch, told, watched_place
-from hal.session.sharing import LEDGER, Claim, capacities
-from hal.tensor import Tensor
+from hal.session.isolation import IsolatedBackend, Isolation
+from hal.session.sharing import LEDGER, Claim, capacities, resting
+from hal.tensor import Tensor, fits
 from hal.worker import Deadlines
 
 #: Seconds for the search of another plan. Requests wait for it; the quick solvers, which run first, find a
 #: plan in milliseconds, and what more time gains is less than what waiting costs.
 #: Source: ours; a quarter of what ``hal.plan`` takes by default.
 SEARCH_S = 0.5
+#: How many times as good another plan has to be predicted, for a plan that is slow to be replaced.
+#: Source: ours; predictions of plans err by some percent, and compiling another one costs seconds.
+WORTH_MOVING = 1.1
 #: Seconds after which compiling, or looking for devices, is cut off where the session has a deadline.
 COMPILE_S, DISCOVER_S = Deadlines().compile_ns / 1e9, Deadlines().discover_ns / 1e9
 
@@ -44,6 +48,8 @@ class Remaining:
         constraints: What was asked of the plan; every later one keeps it too.
         events: Told what fails.
         is_timed: Whether calls are watched for hanging, and compiling is cut off.
+        isolation: Which backends run in child processes; None for none.
+        retries: Whether a run whose child process ended is run again in the next one.
         compile_s: After which compiling is cut off.
     """
 
@@ -56,14 +62,18 @@ class Remaining:
         events: Events,
         *,
         is_timed: bool,
+        isolation: Isolation | None = None,
+        retries: bool = True,
         compile_s: float = COMPILE_S,
     ) -> None:
         self._graph, self._profile, self._spots = graph, profile, dict(spots)
         self._constraints, self._events = constraints, events
         self._is_timed, self._compile_s = is_timed, compile_s
+        self._isolation, self._retries = isolation or Isolation(), retries
         self._cutter = Cutter(graph)
         self._places: dict[str, Place] = {}
         self._out: dict[str, str] = {}
+        self._slowdown: dict[str, float] = {}
         self._max_partitions = constraints.max_partitions
         self._claim, self._capacity = Claim(graph.name), capacities(spots.values())
 
@@ -108,9 +118,47 @@ class Remaining:
                 return made
             made.retire()
 
+    def around(self, engine: Engine, slowdown: Mapping[str, float]) -> Engine | None:
+        """Plan with devices as slow as they are, and compile that where it is worth it.
+
+        A slowdown that was found counts as long as this object lives: what is not used is not measured.
+
+        Args:
+            engine: The plan in force; what failed in it meanwhile is left out too.
+            slowdown: By silicon, how many times as long things take as that plan says.
+
+        Returns:
+            None where the plan should stay; an event says why.
+        """
+        # What it is slower by than the costs say that its plan was made from.
+        self._slowdown |= {at: factor * engine.slowdown.get(at, 1.0) for at, factor in slowdown.items()}
+        try:
+            self._leave_out(engine.watch.faults)
+            while True:
+                plan, now = self._plan(), self._as_placed(engine.plan)
+                if now is not None and plan.objective * WORTH_MOVING > now.objective:
+                    better = f"{WORTH_MOVING} times as good as it is now"
+                    self._events.add("slow", "", f"the plan stays: no other is predicted to be {better}")
+                    return None
+                made = self._next()
+                if not self._leave_out(engine.watch.faults) or not self._uses_what_is_out(made.plan):
+                    return made
+                made.retire()
+        except Exception as error:  # noqa: BLE001  slow is better than nothing: the plan stays
+            self._events.add("failed", "", f"planning around what is slow failed: {told(error)}")
+            return None
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """The devices that are open, by ``DEVICE/BACKEND[-VARIANT]``."""
+        return dict(self._places)
+
     def release(self) -> None:
-        """Claim no memory any more."""
+        """Claim no memory any more, and end child processes."""
         LEDGER.release(self._claim)
+        for place in list(self._places.values()):
+            if isinstance(place.backend, IsolatedBackend):
+                place.backend.close()
 
     # --- compiling ---------------------------------------------------------------------------------------
 
@@ -152,7 +200,21 @@ class Remaining:
                     if end_of(target) == end:
                         watch.blame(plain(str(target)), error)
                 raise
-        return Engine(plan, compile_plan(self._cutter, pieces, places), watch, self._events)
+        pieces = tuple(self._beside_others(piece, places) for piece in pieces)
+        engine = Engine(plan, compile_plan(self._cutter, pieces, places), watch, self._events)
+        # What passes to a child process and back is not in the profile's times.
+        isolated = [self._isolation.covers(end_of(target)) for target in targets]
+        engine.times.unlike = tuple(map(operator.or_, engine.times.unlike, isolated))
+        engine.slowdown = dict(self._slowdown)
+        return engine
+
+    def _beside_others(self, piece: Piece, places: Mapping[str, Place]) -> Piece:
+        """A piece with its threads at rest where those of another session spin."""
+        target = Target.parse(piece.target)
+        place = places[end_of(target)]
+        may_spin = functools.partial(LEDGER.may_spin, self._claim, place.device.silicon)
+        changed = resting(target, place.backend.options(place.device), may_spin)
+        return piece if changed is target else msgspec.structs.replace(piece, target=str(changed))
 
     def _opened(self, end: str) -> Place:
         """A place of this machine; each backend is opened once."""
@@ -163,24 +225,39 @@ class Remaining:
             )
         if end not in self._places:
             spot = self._spots[end]
-            known = next((place for place in list(self._places.values()) if place.ref == spot.ref), None)
-            if known is None:
+            known = next((one for at, one in self._places.items() if self._is_here(at, spot)), None)
+            if self._isolation.covers(end):
+                backend = self._isolation.open(end, spot, self._events, retries=self._retries)
+                self._places[end] = Place(spot.ref, backend, spot.device)
+            elif known is None:
                 self._places[end] = open_places({end: spot})[end]
             else:
                 self._places[end] = Place(spot.ref, known.backend, spot.device)
         return self._places[end]
 
+    def _is_here(self, end: str, spot: Spot) -> bool:
+        """Whether the backend of a spot is open at another place, in this process."""
+        return self._places[end].ref == spot.ref and not self._isolation.covers(end)
+
     # --- what is left ------------------------------------------------------------------------------------
 
-    def _plan(self) -> Plan:
-        """The best plan by the stored costs, without what is out."""
+    def _plan(self, pinned: Mapping[str, str] | None = None) -> Plan:
+        """The best plan by the stored costs, without what is out; or what they say of a placement."""
         targets = tuple(map(self._marked, self._profile.targets))
         constraints = msgspec.structs.replace(
             self._constraints, max_partitions=self._max_partitions, memory_bytes=self._limits(targets)
         )
+        if pinned is not None:
+            constraints = msgspec.structs.replace(constraints, pinned=dict(pinned))
         profile = msgspec.structs.replace(self._profile, targets=targets)
+        # Imported here: most sessions never plan again, and numba takes a third of a second to load.
+        from hal.choosing.planner import predicted
+        from hal.planning.costs import model
+
         plan = predicted(model(profile, constraints), budget_s=SEARCH_S)
         why = "; ".join(f"{target}: {reason}" for target, reason in self._out.items())
+        slow = ", ".join(f"{at} at {factor:.2f} times its times" for at, factor in self._slowdown.items())
+        why = "; ".join(filter(None, (why, slow)))
         note = f"planned again while running, from stored costs: {why}"
         return msgspec.structs.replace(plan, notes=(*plan.notes, note))
 
@@ -189,7 +266,22 @@ class Remaining:
         reason = self._out.get(plain(target.target), "")
         if not reason and end_of(Target.parse(target.target)) not in self._spots:
             reason = "it is not on this machine"
-        return msgspec.structs.replace(target, status="failed", reason=reason) if reason else target
+        if reason:
+            return msgspec.structs.replace(target, status="failed", reason=reason)
+        spot = self._spots[end_of(Target.parse(target.target))]
+        factor = self._slowdown.get(spot.device.silicon, 1.0)
+        if factor == 1.0 or target.timing is None:
+            return target
+        # The parts of a target's time are found by what it takes end to end (hal.planning.costs_times).
+        slow = msgspec.structs.replace(target.timing, median_ns=round(factor * target.timing.median_ns))
+        return msgspec.structs.replace(target, timing=slow)
+
+    def _as_placed(self, plan: Plan) -> Plan | None:
+        """What the costs as they are now say of a plan; None where they allow it no more."""
+        try:
+            return self._plan({unit: part.target for part in plan.partitions for unit in part.units})
+        except UserError:
+            return None
 
     def _limits(self, targets: Sequence[TargetProfile]) -> dict[str, int]:
         """Limits of memory: those asked for that are still for something, and what other sessions leave."""
@@ -224,7 +316,10 @@ class Remaining:
             target = Target.parse(fault.target)
             end = end_of(target)
             reason, others = f"it failed: {fault.text}", {fault.target}
-            if fault.kind == "timeout":
+            if fault.kind == "timeout" and self._isolation.covers(end):
+                reason = f"it hangs: {fault.text}"
+                self._events.add("timeout", fault.target, f"{reason}; its process was stopped")
+            elif fault.kind == "timeout":
                 # Its native code may hold what all its calls need.
                 reason, others = f"it hangs: {fault.text}", self._targets_at({end})
                 self._events.add("timeout", fault.target, f"{reason}; the call is left behind")
@@ -234,7 +329,7 @@ class Remaining:
                 self._events.add("lost", fault.target, f"{reason}; {fault.text}")
             else:
                 self._events.add("failed", fault.target, reason)
-            for name in (fault.target, *others):
+            for name in (fault.target, *others, *self._measured_as(target)):
                 self._out.setdefault(name, reason)
         return bool(new)
 
@@ -266,6 +361,18 @@ class Remaining:
             plain(one.target) for one in self._profile.targets if end_of(Target.parse(one.target)) in ends
         }
 
+    def _measured_as(self, target: Target) -> set[str]:
+        """The targets of the profile that one with streams or threads of a load was made from."""
+        names = {plain(one.target) for one in self._profile.targets}
+        if plain(str(target)) in names:
+            return set()
+        precision = target.configuration.precision
+        return {
+            name
+            for name in names & self._targets_at({end_of(target)})
+            if Target.parse(name).configuration.precision == precision
+        }
+
     def _uses_what_is_out(self, plan: Plan) -> bool:
         return any(plain(target) in self._out for target in plan.targets)
 
@@ -276,7 +383,7 @@ def misfits(signature: Signature, inputs: Sequence[Tensor]) -> list[str]:
     A partition that is fed a tensor of the user's that does not fit must not be taken for one that fails.
 
     Args:
-        signature: Of the model, all sizes known.
+        signature: Of the model.
         inputs: By position.
     """
     specs = signature.inputs
@@ -285,7 +392,7 @@ def misfits(signature: Signature, inputs: Sequence[Tensor]) -> list[str]:
     found = []
     for spec, tensor in zip(specs, inputs, strict=True):
         shape = getattr(tensor, "shape", None)
-        if shape is not None and tuple(shape) != spec.shape:
+        if shape is not None and not fits(tuple(shape), spec.shape):
             found.append(f"input {spec.name!r} has shape {tuple(shape)}; expected {spec}")
         kind = str(getattr(tensor, "dtype", "")).removeprefix("torch.")
         if kind in _KINDS and kind != spec.dtype:

@@ -12,19 +12,24 @@ import functools
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from hal.errors import BackendError, InputError, RequestTimeout, UserError, problems
 from hal.executor.backend import Spot
+from hal.executor.executor import Place
+from hal.executor.homes import Homes
+from hal.executor.times import Times
 from hal.graph.model import Graph
 from hal.records.plan import Constraints, Plan
 from hal.records.profile import Profile
 from hal.records.targets import Signature
 from hal.session.deadline import THREADS
-from hal.session.engine import Engine, Succession
+from hal.session.engine import Engine, Lost, Succession
 from hal.session.events import Event, EventKind, Events, OnEvent
 from hal.session.faults import told
+from hal.session.forking import abandon, follow
+from hal.session.isolation import Isolation
 from hal.session.recovery import Remaining, misfed
 from hal.tensor import Tensor
 
@@ -38,6 +43,16 @@ class Runner(Protocol):
         ...
 
     @property
+    def in_force(self) -> tuple[Plan, Times]:
+        """That plan, and what its partitions take."""
+        ...
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """The devices that are open, by ``DEVICE/BACKEND[-VARIANT]``."""
+        ...
+
+    @property
     def signature(self) -> Signature:
         """Inputs and outputs by position, in the order of the graph's."""
         ...
@@ -45,6 +60,16 @@ class Runner(Protocol):
     @property
     def events(self) -> Sequence[Event]:
         """What happened, the oldest first; a thousand at most."""
+        ...
+
+    @property
+    def n_events(self) -> Mapping[str, int]:
+        """How many events there were of each kind, forgotten ones included."""
+        ...
+
+    @property
+    def homes(self) -> Homes:
+        """Where tensors may lie for the plan now in force."""
         ...
 
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -65,6 +90,18 @@ class Runner(Protocol):
         """
         ...
 
+    def slow(self, target: str, text: str, slowdown: Mapping[str, float] | None) -> None:
+        """Note that a target is slow, and plan again where it is said by how much.
+
+        Requests go on meanwhile, and those under way end on the plan that they began on.
+
+        Args:
+            target: The target.
+            text: What was found, in a sentence.
+            slowdown: By silicon, how many times as long as it should it takes; None to plan nothing.
+        """
+        ...
+
     def close(self) -> None:
         """Release everything, after the requests under way. A second call does nothing."""
         ...
@@ -80,6 +117,7 @@ def runner_of(
     strict: bool = False,
     deadline_s: float | None = None,
     on_event: OnEvent | None = None,
+    isolation: Isolation | None = None,
 ) -> Runner:
     """Open the backends of a plan in this process and compile it.
 
@@ -95,9 +133,11 @@ def runner_of(
         deadline_s: Seconds after which a run is cut off; None for never. Requests then run on other threads,
             which costs about 20 microseconds each.
         on_event: Told of each event.
+        isolation: Which backends run in child processes; None for none.
 
     Raises:
         UserError: The deadline is none.
+        InputError: A name of what is to be isolated matches nothing.
         PlanError: The plan does not fit the graph or this machine.
         NotEnoughMemory: Sessions of this process would need more of a memory together than it has.
         HalError: The plan cannot be compiled, and where it need not be this one, no other either.
@@ -106,9 +146,20 @@ def runner_of(
         raise UserError(
             f"deadline_s is {deadline_s}; expected a number of seconds above 0, or None for no deadline"
         )
+    if isolation is not None:
+        isolation.check(list(spots))
     events = Events(on_event)
     is_timed = deadline_s is not None
-    remaining = Remaining(graph, profile, spots, constraints, events, is_timed=is_timed)
+    remaining = Remaining(
+        graph,
+        profile,
+        spots,
+        constraints,
+        events,
+        is_timed=is_timed,
+        isolation=isolation,
+        retries=not strict,
+    )
     try:
         engine = remaining.first(plan, strict=strict)
     except BaseException:
@@ -149,6 +200,7 @@ class SurvivingRunner:
         self._lock = threading.Lock()
         self._old: list[Engine] = []
         self._is_closed = False
+        follow(self)
 
     @property
     def plan(self) -> Plan:
@@ -156,9 +208,43 @@ class SurvivingRunner:
         return self._engine.plan
 
     @property
+    def in_force(self) -> tuple[Plan, Times]:
+        """See :meth:`Runner.in_force`."""
+        engine = self._engine
+        return engine.plan, engine.times
+
+    @property
+    def places(self) -> Mapping[str, Place]:
+        """See :meth:`Runner.places`."""
+        return self._remaining.places
+
+    @property
     def events(self) -> Sequence[Event]:
         """What happened, the oldest first."""
         return self._events.kept
+
+    @property
+    def n_events(self) -> Mapping[str, int]:
+        """How many there were of each kind."""
+        return self._events.counts
+
+    @property
+    def homes(self) -> Homes:
+        """See :meth:`Runner.homes`."""
+        return self._engine.homes
+
+    def slow(self, target: str, text: str, slowdown: Mapping[str, float] | None) -> None:
+        """See :meth:`Runner.slow`."""
+        self._events.add("slow", target, text)
+        self._events.tell()
+        if slowdown is None:
+            return
+        engine = self._engine
+        with self._lock:
+            if self._is_closed or self._engine is not engine or engine.succession is not None:
+                return
+            succession = engine.succession = Succession()
+        self._start(functools.partial(self._move, engine, succession, slowdown))
 
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """See :meth:`Runner.run`."""
@@ -187,6 +273,13 @@ class SurvivingRunner:
         self._remaining.release()
         self._events.tell()
 
+    def forked(self) -> None:
+        """Refuse requests: this is a process that was forked from the session's."""
+        abandon(self._engine, self._old, self._remaining)
+        self._lock = threading.Lock()
+        self._is_closed = True
+        self._engine = Lost(self._engine)  # type: ignore[assignment]  # no request gets past enter
+
     # --- one request -------------------------------------------------------------------------------------
 
     def _current(self) -> Engine:
@@ -213,8 +306,12 @@ class SurvivingRunner:
             waited = f"a request was not answered within {self._deadline_s:g} s"
             found = engine.watch.hanging(began_s, self._deadline_s) or engine.watch.stuck
             if found:
-                text = f"{waited}: {', '.join(found)} hangs, and its call is left behind"
-                raise _timeout(text, found) from error
+                raise _timeout(f"{waited}: {', '.join(found)} hangs, and is cut off", found) from error
+            if starting := engine.watch.starting:
+                raise _timeout(
+                    f"{waited}: the process of {', '.join(starting)} ended, and another one is being "
+                    "started, which later requests will find done"
+                ) from error
             raise _timeout(
                 f"{waited}: it waited behind others; send fewer at once or set a later deadline_s"
             ) from error
@@ -264,30 +361,47 @@ class SurvivingRunner:
             if succession is None:
                 succession = engine.succession = Succession()
         if is_first:
-            self._start(engine, succession, told(first))
+            make = functools.partial(self._remaining.after, engine, told(first))
+            self._start(functools.partial(self._replace, engine, succession, make))
         if not succession.done.wait(self._deadline_s):
             raise _timeout(
                 f"{told(first)}; planning again did not end within {self._deadline_s:g} s: later requests "
                 "will find it done",
                 getattr(first, "targets", ()),
             ) from first
+        if succession.engine is None and succession.error is None:
+            # It was to be replaced because it is slow, and was not.
+            return self._successor(engine, first)
         if succession.engine is None:
             assert succession.error is not None
             why = told(succession.error)
             raise _twice(first, f"no other plan can be carried out: {why}", first) from succession.error
         return succession.engine
 
-    def _start(self, engine: Engine, succession: Succession, reason: str) -> None:
+    def _start(self, work: Callable[[], None]) -> None:
         # On a thread of its own: a caller that stops waiting, or is interrupted, leaves it to the others.
-        work = functools.partial(self._replace, engine, succession, reason)
         try:
             threading.Thread(target=work, name="hal-planning", daemon=True).start()
         except RuntimeError:  # the system has no thread left
             work()
 
-    def _replace(self, engine: Engine, succession: Succession, reason: str) -> None:
+    def _move(self, engine: Engine, succession: Succession, slowdown: Mapping[str, float]) -> None:
+        self._replace(engine, succession, functools.partial(self._remaining.around, engine, slowdown))
+        # No request waits for it that could tell.
+        self._events.tell()
+
+    def _replace(self, engine: Engine, succession: Succession, make: Callable[[], Engine | None]) -> None:
+        is_decided = False
         try:
-            made = self._remaining.after(engine, reason)
+            made = make()
+            if made is None:
+                with self._lock:
+                    engine.succession = None
+                    is_closed = self._is_closed
+                is_decided = True
+                if is_closed:
+                    self._remaining.release()
+                return
             with self._lock:
                 if is_closed := self._is_closed:
                     succession.error = BackendError("this session is closed; compile the model again")
@@ -304,7 +418,7 @@ class SurvivingRunner:
             succession.error = error
             self._events.add("failed", "", f"no other plan can be carried out: {told(error)}")
         finally:
-            if succession.engine is None and succession.error is None:
+            if succession.engine is None and succession.error is None and not is_decided:
                 succession.error = BackendError("planning again was interrupted")
             succession.done.set()
 

@@ -1,11 +1,18 @@
-"""What the sessions of a process hold of each memory together, so that a second one is not loaded in vain."""
+"""What the sessions of a process share: memory, so that a second one is not loaded in vain, and idle cores.
+
+Runtimes keep their threads spinning for a while after a run, so that the next one starts sooner. One session
+may have that of a silicon; the threads of others would take its cores away, so they sleep between runs.
+"""
 
 from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import msgspec
+
+from hal.backend import Configuration, OptionSpec, Target
 from hal.errors import NotEnoughMemory, problems
 from hal.executor.backend import Spot
 from hal.units import format_bytes
@@ -28,6 +35,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._claims: weakref.WeakSet[Claim] = weakref.WeakSet()
+        self._spinning: weakref.WeakValueDictionary[str, Claim] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
 
     def take(self, claim: Claim, needs: Mapping[str, int], capacity: Mapping[str, int]) -> None:
@@ -75,11 +83,35 @@ class Ledger:
                         taken[pool] = taken.get(pool, 0) + n_bytes
         return {pool: max(capacity[pool] - held, 0) for pool, held in taken.items() if pool in capacity}
 
+    def may_spin(self, claim: Claim, silicon: str) -> bool:
+        """Whether a session's threads may spin on a silicon: those of the first that asked, until it ends."""
+        with self._lock:
+            return self._spinning.setdefault(silicon, claim) is claim
+
     def release(self, claim: Claim) -> None:
         """Hold nothing any more. A second call does nothing."""
         with self._lock:
             claim.needs = {}
             self._claims.discard(claim)
+            for silicon, holder in list(self._spinning.items()):
+                if holder is claim:
+                    del self._spinning[silicon]
+
+
+def resting(target: Target, options: Sequence[OptionSpec], may_spin: Callable[[], bool]) -> Target:
+    """A target as a session compiles it beside others: its threads at rest where another's may spin.
+
+    Args:
+        target: What the plan says; what it says of ``spinning`` itself stays.
+        options: Those of its backend.
+        may_spin: Asked where its threads would spin.
+    """
+    given = dict(target.configuration.options)
+    spins = given.get("threads") != 1 and any(one.name == "spinning" and one.default for one in options)
+    if not spins or "spinning" in given or may_spin():
+        return target
+    changed = Configuration.of(target.configuration.precision, {**given, "spinning": False})
+    return msgspec.structs.replace(target, configuration=changed)
 
 
 def capacities(spots: Iterable[Spot]) -> dict[str, int]:
@@ -95,4 +127,4 @@ def capacities(spots: Iterable[Spot]) -> dict[str, int]:
 #: Of this process.
 LEDGER = Ledger()
 
-__all__ = ["LEDGER", "Claim", "Ledger", "capacities"]
+__all__ = ["LEDGER", "Claim", "Ledger", "capacities", "resting"]

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future
 from typing import Any, Self
 
 
 class Stream(Iterator[Any]):
     """Results in the order of the requests. One thread reads it.
 
-    At most ``n_in_flight`` requests are under way or wait to be taken, so that memory is bounded however long
-    the source is; the source is read that far ahead. Where a request fails, or the source does, the exception
-    is raised in its place; the next call of ``next`` goes on with the request after it.
+    At most ``window`` requests are under way or wait to be taken, so that memory is bounded however long the
+    source is; the source is read that far ahead. Where a request fails, or the source does, the exception is
+    raised in its place; the next call of ``next`` goes on with the request after it.
 
     Args:
-        call: Carries out one request.
+        submit: Puts one request in line.
         requests: Where they come from.
-        n_in_flight: At least 1.
+        window: At least 1.
+        end: Called once when it is over.
     """
 
-    def __init__(self, call: Callable[[Any], Any], requests: Iterable[Any], n_in_flight: int) -> None:
-        self._call = call
+    def __init__(
+        self,
+        submit: Callable[[Any], Future[Any]],
+        requests: Iterable[Any],
+        window: int,
+        end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._submit, self._end = submit, end
         self._requests = iter(requests)
-        self._n_in_flight = n_in_flight
-        self._pool = ThreadPoolExecutor(n_in_flight, thread_name_prefix="hal-stream")
+        self._window = window
         self._waiting: deque[Future[Any]] = deque()
         self._broken: Future[Any] | None = None
         self._is_over = False
@@ -34,28 +41,40 @@ class Stream(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        self._fill()
         if not self._waiting:
-            self._pool.shutdown(wait=False)
+            self._fill()
+        if not self._waiting:
+            self._end()
             raise StopIteration
-        # Taken only once it is there: who interrupts the waiting finds it again.
-        wait([self._waiting[0]])
+        # Taken only once it is there: who interrupts the waiting finds it again. This raises nothing of the
+        # request's; concurrent.futures.wait would do the same in ten times the time.
+        with contextlib.suppress(CancelledError):
+            self._waiting[0].exception()
         future = self._waiting.popleft()
         self._fill()
         return future.result()
 
     def _fill(self) -> None:
         # What fails in the source is told before it is asked again.
-        while (
-            len(self._waiting) < self._n_in_flight and not self._is_over and self._broken not in self._waiting
-        ):
+        while len(self._waiting) < self._window and not self._is_over and not self._is_broken():
             try:
                 request = next(self._requests)
             except StopIteration:
                 self._is_over = True
             except Exception as error:  # noqa: BLE001  raised in its place, when the requests before it are told
-                self._broken = Future()
-                self._broken.set_exception(error)
+                self._broken = _failed(error)
                 self._waiting.append(self._broken)
             else:
-                self._waiting.append(self._pool.submit(self._call, request))
+                try:
+                    self._waiting.append(self._submit(request))
+                except Exception as error:  # noqa: BLE001  likewise: the session is closed
+                    self._waiting.append(_failed(error))
+
+    def _is_broken(self) -> bool:
+        return self._broken is not None and self._broken in self._waiting
+
+
+def _failed(error: Exception) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_exception(error)
+    return future

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 
 from hal.errors import BackendError
 
-_PLACES = ("import", "discover", "capability", "compile", "run", "first_run", "kernels", "close")
+_PLACES = (
+    *("import", "discover", "capability", "compile", "compile_ranges", "run", "first_run", "kernels"),
+    "close",
+)
 _EVERYWHERE = ("raise", "bug", "hang", "exit", "abort", "segfault")
 _IN_RUNS = ("wrong", "slow")
 
@@ -20,8 +23,9 @@ class Failures:
 
     Each failure is a mapping ``{"at": WHERE, "how": HOW}``.
 
-    * WHERE: ``import`` (making the backend), ``discover``, ``capability``, ``compile``, ``first_run``,
-      ``run`` (every run), ``run:N`` (the Nth run of an executable, from 1), ``kernels`` or ``close``.
+    * WHERE: ``import`` (making the backend), ``discover``, ``capability``, ``compile``, ``compile_ranges``,
+      ``first_run``, ``run`` (every run), ``run:N`` (the Nth run of an executable, from 1), ``kernels`` or
+      ``close``.
     * HOW: ``raise`` (BackendError), ``bug`` (ZeroDivisionError, as a plugin with a fault would), ``hang``
       (for ever), ``exit`` (status 7), ``abort`` or ``segfault`` anywhere; ``wrong`` (each number is one
       too high) and ``slow`` (ten times the time) in runs; ``refuse:OP`` at ``capability``, where

@@ -39,6 +39,7 @@ from hal.graph.model import Graph
 from hal.graph.reference import reference_outputs
 from hal.tensor import Array, HostTensor, as_numpy, deliver, host_inputs
 from hal.testing.failures import Failures
+from hal.testing.memory import DeviceTensor, Memory
 
 A = TypeVar("A")
 
@@ -68,10 +69,12 @@ class FakeBackend(Backend):
         findings: Mappings of :class:`~hal.backend.Finding` fields, for ``diagnose``.
         telemetry: What ``telemetry`` reads.
         abilities: Names of the optional protocols it has; None means all.
+        own_memory: Ids of devices whose tensors lie in a memory that the host cannot read.
         fail: Failures on demand; see :class:`~hal.testing.failures.Failures`.
 
     Attributes:
         clocks: The virtual clock of every device, by its id.
+        memories: The memory of each device that has its own, by its id.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class FakeBackend(Backend):
         findings: Sequence[Mapping[str, str]] = ({"severity": "ok", "subject": "fake", "message": "works"},),
         telemetry: Mapping[str, int] | None = None,
         abilities: Sequence[str] | None = None,
+        own_memory: Sequence[str] = (),
         fail: Sequence[Mapping[str, str]] = (),
     ) -> None:
         self.name = name
@@ -98,6 +102,8 @@ class FakeBackend(Backend):
         given = devices if devices is not None else [{"id": "cpu:0", "precisions": ["fp32", "bf16"]}]
         self.devices = tuple(_device(fields) for fields in given)
         self.clocks = {device.id: VirtualClock() for device in self.devices}
+        indices = {device.id: at for at, device in enumerate(self.devices)}
+        self.memories = {identity: Memory(indices[identity]) for identity in own_memory}
         self.costs_ns = dict(costs_ns or {})
         self.default_ns, self.overhead_ns = default_ns, overhead_ns
         self.jitter, self.seed = jitter, seed
@@ -124,6 +130,24 @@ class FakeBackend(Backend):
     def compile(self, device: Device, graph: Graph, configuration: Configuration) -> Executable:
         """Keep the model; nothing is compiled."""
         self.failures.meet("compile")
+        if graph.unbound:
+            raise UnsupportedGraph(
+                f"{graph.name!r} has free dimensions: {', '.join(graph.unbound)}; bind them"
+            )
+        return self._compiled(device, graph, configuration)
+
+    def compile_ranges(
+        self,
+        device: Device,
+        graph: Graph,
+        configuration: Configuration,
+        ranges: Mapping[str, tuple[int, int]],
+    ) -> Executable:
+        """Keep the model; see :class:`hal.backend.DynamicShapes`."""
+        self.failures.meet("compile_ranges")
+        return self._compiled(device, graph, configuration)
+
+    def _compiled(self, device: Device, graph: Graph, configuration: Configuration) -> Executable:
         self.check_options(configuration)
         support = {
             name: self._support(device, node, configuration.precision) for name, node in graph.nodes.items()
@@ -223,6 +247,7 @@ class FakeExecutable(Executable):
         }
         self._signature = graph.signature
         self._weight_bytes = graph.weight_bytes
+        self._memory = backend.memories.get(device.id)
         self._random = random.Random(backend.seed)
         self._n_runs = 0
         self._pool: ThreadPoolExecutor | None = None
@@ -236,13 +261,14 @@ class FakeExecutable(Executable):
         """Compute with the reference and charge the virtual clock."""
         results, durations_ns = self.compute(inputs)
         self.clock.advance(sum(durations_ns.values()) + self.backend.overhead_ns)
-        return deliver(results, outputs)
+        return deliver(results, outputs) if self._memory is None else self._returned(results, outputs)
 
     def compute(self, inputs: Sequence[Tensor]) -> tuple[list[Array], dict[str, int]]:
         """Answers by position and time by node, without moving the clock."""
         if self.model is None:
             raise BackendError("run after close; compile the graph again")
-        arrays = host_inputs(self._signature.inputs, inputs)
+        given = inputs if self._memory is None else [self._here(tensor) for tensor in inputs]
+        arrays = host_inputs(self._signature.inputs, given)
         self._n_runs += 1
         how = self.backend.failures.meet_run(self._n_runs)
         named = {spec.name: array for spec, array in zip(self._signature.inputs, arrays, strict=True)}
@@ -289,8 +315,9 @@ class FakeExecutable(Executable):
         return KernelRuns(kernels=kernels, run_ns=tuple(total_ns))
 
     def place(self, tensor: Tensor) -> Tensor:
-        """A copy; a fake device's memory is the host's."""
-        return HostTensor(np.array(as_numpy(tensor), order="C"))
+        """A copy in the device's memory, which is the host's unless it has its own."""
+        array = as_numpy(tensor)
+        return HostTensor(np.array(array, order="C")) if self._memory is None else self._memory.put(array)
 
     def submit(self, inputs: Sequence[Tensor]) -> FakePending:
         """Run on a thread of its own."""
@@ -316,6 +343,26 @@ class FakeExecutable(Executable):
     def ability(self, kind: type[A]) -> A | None:
         """Those that the configuration leaves on."""
         return super().ability(kind) if self.backend.has(kind) else None
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        """An input as the device reads it; what comes from the host is copied."""
+        assert self._memory is not None
+        if isinstance(tensor, DeviceTensor) and tensor.memory is self._memory:
+            return HostTensor(tensor.held)
+        return HostTensor(self._memory.put(as_numpy(tensor)).held)
+
+    def _returned(self, results: Sequence[Array], outputs: Sequence[Tensor] | None) -> Sequence[Tensor]:
+        """Results where they are wanted; what goes to the host is copied."""
+        assert self._memory is not None
+        made = [DeviceTensor(self._memory, result) for result in results]
+        if outputs is None:
+            return deliver([self._memory.get(tensor) for tensor in made], None)
+        for tensor, output in zip(made, outputs, strict=True):
+            if isinstance(output, DeviceTensor) and output.memory is self._memory:
+                np.copyto(output.held, tensor.held)
+            else:
+                np.copyto(as_numpy(output), self._memory.get(tensor))
+        return list(outputs)
 
     def _charge(self, cost_ns: int, how: str) -> int:
         factor = 10 if how == "slow" else 1

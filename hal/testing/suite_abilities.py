@@ -8,6 +8,7 @@ import threading
 from typing import Any, TypeVar
 from unittest import SkipTest
 
+import numpy as np
 import psutil
 
 from hal import stats
@@ -18,6 +19,7 @@ from hal.backend import (
     Configuration,
     DeviceTensors,
     DeviceTime,
+    DynamicShapes,
     Executable,
     Fallback,
     KernelRuns,
@@ -25,11 +27,11 @@ from hal.backend import (
     MemoryUse,
     Placements,
 )
-from hal.errors import BackendError, UnsupportedGraph
+from hal.errors import BackendError, InputError, UnsupportedGraph
 from hal.graph.model import Graph
 from hal.tensor import as_numpy
-from hal.testing.graphs import example_inputs, work
-from hal.testing.suite import Problems, Suite, copies, inputs_of
+from hal.testing.graphs import GRAPHS, example_inputs, work
+from hal.testing.suite import TOLERANCE, Problems, Suite, copies, inputs_of
 
 A = TypeVar("A")
 
@@ -187,6 +189,42 @@ class Abilities(Suite):
                     with problems.expect_error(BackendError, f"{what} blob"):
                         loader.load_blob(device, bad, configuration).close()
         self._finish(problems, n_run, "CompiledBlob")
+
+    def test_ranges_of_sizes_are_kept(self) -> None:
+        """A graph compiled for ranges answers at each size in them; a wrong fixed size is an InputError."""
+        able = self.opened().ability(DynamicShapes)
+        if able is None:
+            raise SkipTest("the backend compiles for bound sizes only")
+        model = Graph.load(GRAPHS["dynamic_batch"](), name="dynamic_batch")
+        free, ranges = model.bind_ranges({"x": [(1, 5), 8]})
+        problems, n_run = Problems(), 0
+        for device, precision, _, where in self.every("dynamic_batch"):
+            with problems.about(where):
+                try:
+                    executable = able.compile_ranges(device, free, Configuration(precision), ranges.limits)
+                except UnsupportedGraph:  # this device needs bound sizes
+                    continue
+                n_run += 1
+                given = executable.signature
+                problems.expect(given == free.signature, f"the signature is {given}; expected the graph's")
+                for n_rows in (5, 1, 3, 5, 2):
+                    graph = model.bind({"x": (n_rows, 8)})
+                    inputs = example_inputs(graph)
+                    with self.compiled(device, graph, precision) as one:
+                        wanted = copies(one.run(inputs))
+                    what = f"the answer to {n_rows} rows"
+                    problems.compare(wanted, executable.run(inputs), TOLERANCE[precision], what)
+                bad = {
+                    "a wrong fixed size": np.ones((2, 9), np.float32),
+                    "a wrong rank": np.ones(8, np.float32),
+                }
+                for what, array in bad.items():
+                    with problems.expect_error(InputError, what):
+                        executable.run([array])
+                executable.close()
+        problems.finish()
+        if not n_run:
+            raise SkipTest("no device takes ranges of sizes")
 
     def test_pending_runs_answer(self) -> None:
         """Submitted runs give the answers of ``run``, several at once too, and waiting twice is harmless."""

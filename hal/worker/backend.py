@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
+import numpy as np
 
 from hal.backend import (
     Backend,
@@ -26,9 +26,9 @@ from hal.backend import (
 )
 from hal.errors import BackendError, ContractViolation, StorageError
 from hal.sampling import Policy, WarmUp
-from hal.tensor import as_numpy, deliver, host_inputs
+from hal.tensor import Array, as_numpy, deliver, host_inputs, own_dtype
 from hal.worker import messages
-from hal.worker.arena import Reader, Writer
+from hal.worker.arena import keep
 from hal.worker.process import Process
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
 class WorkerBackend(Backend):
     """Runs a backend in a child process of its own, started at construction.
 
+    Any number of threads may call it and its executables. Runs are under way at once in the child, some
+    :data:`hal.worker.process.MOST_CHANNELS` of them; all else it does one after the other.
+
     Args:
         ref: The backend.
         deadlines: Per step.
@@ -68,9 +71,6 @@ class WorkerBackend(Backend):
     def __init__(self, ref: BackendRef, *, deadlines: Deadlines | None = None) -> None:
         self.deadlines = deadlines or Deadlines()
         self._process = Process(f"backend {ref.entry_point.removeprefix('plugin:')!r}")
-        self._lock = threading.Lock()
-        self._writer = Writer(self._process.folder, "in")
-        self._reader = Reader()
         self._models: dict[str, Graph] = {}
         try:
             opened = self._call(messages.Open(ref), messages.Opened, self.deadlines.open_ns, "open")
@@ -89,6 +89,16 @@ class WorkerBackend(Backend):
     def alive(self) -> bool:
         """Whether the child can still be asked."""
         return self._process.alive
+
+    @property
+    def ended(self) -> str:
+        """Why it cannot be asked any more, in a clause with the child as ``it``; empty where it can."""
+        return self._process.ended
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether it ended by :meth:`stop`, or by a deadline."""
+        return self._process.was_stopped
 
     def discover(self) -> Sequence[Device]:
         """See :class:`hal.backend.Backend`."""
@@ -135,7 +145,7 @@ class WorkerBackend(Backend):
     def telemetry(self, device: Device) -> Mapping[str, int]:
         """See :class:`hal.backend.Telemetry`."""
         readings: dict[str, int] = self._call(
-            messages.ReadTelemetry(device), dict[str, int], self.deadlines.run_ns, "read telemetry"
+            messages.ReadTelemetry(device), dict[str, int], self.deadlines.discover_ns, "read telemetry"
         )
         return readings
 
@@ -153,14 +163,20 @@ class WorkerBackend(Backend):
     def resident(self) -> tuple[int, int]:
         """Resident bytes of the child, now and at the highest."""
         found = self._call(
-            messages.Resident(), messages.ResidentBytes, self.deadlines.run_ns, "tell its memory"
+            messages.Resident(), messages.ResidentBytes, self.deadlines.discover_ns, "tell its memory"
         )
         return found.now_bytes, found.peak_bytes
 
+    def stop(self, why: str) -> None:
+        """Kill the child, which hangs: see :meth:`hal.worker.process.Process.stop`."""
+        self._process.stop(why)
+
     def close(self) -> None:
-        """End the child; its executables are gone with it. A second call does nothing."""
-        with self._lock:
-            self._process.close()
+        """End the child; its executables are gone with it. A second call does nothing.
+
+        It does not wait for calls under way: these raise WorkerCrashed.
+        """
+        self._process.close()
 
     def __enter__(self) -> WorkerBackend:
         return self
@@ -174,16 +190,42 @@ class WorkerBackend(Backend):
         return messages.Model(str(graph.file()), graph.name, graph.digest)
 
     def _call(self, request: Any, kind: Any, deadline_ns: int, step: str) -> Any:
-        with self._lock:
-            return self._process.call(request, kind, deadline_ns=deadline_ns, step=step)
+        channel = self._process.take(step)
+        try:
+            return self._process.call(channel, request, kind, deadline_ns=deadline_ns, step=step)
+        finally:
+            self._process.give(channel)
 
     def _exchange(self, make: Any, inputs: Sequence[Tensor], kind: Any, deadline_ns: int, step: str) -> Any:
-        """A call that carries tensors: the arena belongs to one call at a time."""
-        with self._lock:
-            sent = self._writer.put([as_numpy(tensor) for tensor in inputs])
-            result = self._process.call(make(sent), kind, deadline_ns=deadline_ns, step=step)
-            self._writer.delivered()
-            return self._reader.get(result) if kind is messages.Tensors else result
+        """A call that carries tensors."""
+        channel = self._process.take(step)
+        try:
+            sent = channel.writer.put([as_numpy(tensor) for tensor in inputs]).sent
+            return self._process.call(channel, make(sent), kind, deadline_ns=deadline_ns, step=step)
+        finally:
+            channel.writer.delivered()
+            self._process.give(channel)
+
+    def _run(self, handle: int, inputs: Sequence[Array]) -> list[Array]:
+        """Run an executable: nothing is worked out anew where tensors are like those of earlier calls."""
+        process, deadline_ns = self._process, self.deadlines.run_ns
+        channel = process.take("run")
+        try:
+            laid = channel.writer.put(inputs)
+            packed = laid.packed.get(handle)
+            if packed is None:
+                packed = laid.packed[handle] = messages.encode(messages.Run(handle, laid.sent))
+            data = process.ask(channel, packed, deadline_ns=deadline_ns, step="run")
+            views = channel.reader.known.get(data)
+            if views is None:
+                sent = messages.unpack(data, messages.Tensors)
+                views = channel.reader.look(sent)
+                if sent.is_plain:
+                    keep(channel.reader.known, data, views)
+            return [view.copy() for view in views]
+        finally:
+            channel.writer.delivered()
+            process.give(channel)
 
 
 class WorkerExecutable(Executable):
@@ -195,8 +237,14 @@ class WorkerExecutable(Executable):
         self._signature = compiled.signature
         self._abilities = frozenset(compiled.abilities)
         self._closed = False
+        self._plain = [(own_dtype(spec.dtype), spec.shape) for spec in self._signature.inputs]
         #: Compile time, taken in the child.
         self.compile_ns = compiled.compile_ns
+
+    @property
+    def backend(self) -> WorkerBackend:
+        """Where it is."""
+        return self._backend
 
     @property
     def signature(self) -> Signature:
@@ -206,8 +254,7 @@ class WorkerExecutable(Executable):
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor] | None = None) -> Sequence[Tensor]:
         """See :class:`hal.backend.Executable`."""
         self._check_open()
-        arrays = host_inputs(self._signature.inputs, inputs)
-        results = self._exchange(messages.Run, arrays, messages.Tensors, "run")
+        results = self._backend._run(self._handle, self._fitting(inputs))
         if len(results) != len(self._signature.outputs):
             raise ContractViolation(
                 f"backend {self._backend.name!r} returned {len(results)} outputs; "
@@ -272,6 +319,16 @@ class WorkerExecutable(Executable):
     def ability(self, kind: type[A]) -> A | None:
         """The abilities of the executable in the child, as far as they cross the process boundary."""
         return self if kind.__name__ in self._abilities and isinstance(self, kind) else None
+
+    def _fitting(self, inputs: Sequence[Tensor]) -> Sequence[Array]:
+        """Inputs as numpy arrays, in few steps where they are such already."""
+        if len(inputs) == len(self._plain):
+            for tensor, (dtype, shape) in zip(inputs, self._plain, strict=True):
+                if type(tensor) is not np.ndarray or tensor.dtype is not dtype or tensor.shape != shape:
+                    break
+            else:
+                return inputs  # type: ignore[return-value]  # the loop has seen that they are arrays
+        return host_inputs(self._signature.inputs, inputs)
 
     def _check_open(self) -> None:
         if self._closed:

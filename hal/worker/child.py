@@ -5,12 +5,11 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-import shutil
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from hal.plugins import open_backend
 from hal.tensor import Array, as_numpy
 from hal.trace import enable_from_environment
 from hal.worker import messages
-from hal.worker.arena import Reader, Writer
+from hal.worker.arena import keep, remove
+from hal.worker.channel import Channel
 from hal.worker.memory import resident
 from hal.worker.sampler import Sampler
 
@@ -33,16 +33,28 @@ EXECUTABLE_ABILITIES = ("KernelTimes", "DeviceTime", "CompiledBlob", "MemoryUse"
 
 
 class Server:
-    """Answers requests with one backend and its executables."""
+    """Answers requests with one backend and its executables.
 
-    def __init__(self, folder: Path) -> None:
-        self._reader = Reader()
-        self._writer = Writer(folder, "out")
+    Runs of executables may be under way at once, on a thread for each channel; all else is done by one
+    thread at a time, as the contract has it.
+    """
+
+    def __init__(self) -> None:
+        self._serial = threading.Lock()
         self._backend: Backend | None = None
         self._graphs: dict[str, Graph] = {}
         self._executables: dict[int, Executable] = {}
         self._samplers: dict[int, Sampler] = {}
         self._handles = itertools.count()
+        self._carriers: dict[type, Callable[[Any, Channel], Any]] = {
+            messages.TimedRun: lambda r, channel: self._able(r, contract.DeviceTime).timed_run(
+                channel.reader.get(r.inputs)
+            ),
+            messages.Prepare: self._prepare,
+            messages.Kernels: lambda r, channel: self._able(r, contract.KernelTimes).kernel_runs(
+                channel.reader.get(r.inputs), r.n_runs
+            ),
+        }
         self._handlers: dict[type, Callable[[Any], Any]] = {
             messages.Open: self._open,
             messages.Discover: lambda _: self._discover(),
@@ -52,16 +64,8 @@ class Server:
             ),
             messages.Compile: self._compile,
             messages.LoadBlob: self._load_blob,
-            messages.Run: self._run,
-            messages.TimedRun: lambda r: self._able(r, contract.DeviceTime).timed_run(
-                self._tensors(r.inputs)
-            ),
-            messages.Prepare: self._prepare,
             messages.WarmUp: lambda r: self._samplers[r.handle].warm_up(r.policy),
             messages.Burst: lambda r: self._samplers[r.handle].burst(r.policy),
-            messages.Kernels: lambda r: self._able(r, contract.KernelTimes).kernel_runs(
-                self._tensors(r.inputs), r.n_runs
-            ),
             messages.Blob: self._blob,
             messages.MemoryBytes: lambda r: self._able(r, contract.MemoryUse).memory_bytes(),
             messages.Fallbacks: lambda r: tuple(self._able(r, contract.Placements).fallbacks()),
@@ -80,12 +84,23 @@ class Server:
             raise BackendError("no backend is open yet; expected an Open message first")
         return self._backend
 
-    def answer(self, data: bytes) -> bytes:
-        """Handle one request; errors become answers."""
+    def answer(self, data: bytes, channel: Channel) -> bytes:
+        """Handle one request that came through a channel; errors become answers."""
         # Whatever a plugin raises, the parent must hear of it: this is the plugin boundary.
         try:
+            known = channel.reader.known.get(data)
+            if known is not None:
+                handle, inputs = known
+                return self._run(handle, inputs, channel)
             request = messages.decode_request(data)
-            result = self._handlers[type(request)](request)
+            if type(request) is messages.Run:
+                return self._first_run(request, data, channel)
+            with self._serial:
+                carrier = self._carriers.get(type(request))
+                if carrier is not None:
+                    result = carrier(request, channel)
+                else:
+                    result = self._handlers[type(request)](request)
         except Exception as error:  # noqa: BLE001
             return messages.failure(error)
         try:
@@ -142,12 +157,23 @@ class Server:
         abilities = _abilities(executable, EXECUTABLE_ABILITIES)
         return messages.Compiled(handle, executable.signature, abilities, compile_ns)
 
-    def _run(self, request: messages.Run) -> messages.Tensors:
-        outputs = self._executables[request.handle].run(self._tensors(request.inputs))
-        return self._writer.put([as_numpy(output) for output in outputs])
+    def _first_run(self, request: messages.Run, data: bytes, channel: Channel) -> bytes:
+        inputs = channel.reader.look(request.inputs)
+        if request.inputs.is_plain:
+            keep(channel.reader.known, data, (request.handle, inputs))
+        return self._run(request.handle, inputs, channel)
 
-    def _prepare(self, request: messages.Prepare) -> None:
-        inputs = self._tensors(request.inputs)
+    def _run(self, handle: int, inputs: Sequence[Array], channel: Channel) -> bytes:
+        # An executable only borrows its inputs: they are read where they lie.
+        outputs = self._executables[handle].run(inputs)
+        laid = channel.writer.put([as_numpy(output) for output in outputs])
+        packed = laid.packed.get(0)
+        if packed is None:
+            packed = laid.packed[0] = messages.answer(laid.sent)
+        return packed
+
+    def _prepare(self, request: messages.Prepare, channel: Channel) -> None:
+        inputs: Sequence[Array] = channel.reader.get(request.inputs)
         self._samplers[request.handle] = Sampler(self._executables[request.handle], inputs)
 
     def _blob(self, request: messages.Blob) -> int:
@@ -157,10 +183,6 @@ class Server:
     def _close(self, request: messages.Close) -> None:
         self._samplers.pop(request.handle, None)
         self._executables.pop(request.handle).close()
-
-    def _tensors(self, sent: messages.Tensors) -> Sequence[Array]:
-        self._writer.delivered()
-        return self._reader.get(sent)
 
     def _able(self, request: Any, kind: type[Any]) -> Any:
         ability = self._executables[request.handle].ability(kind)
@@ -179,28 +201,54 @@ def _abilities(owner: Backend | Executable, names: Sequence[str]) -> tuple[str, 
     return tuple(name for name in names if owner.ability(getattr(contract, name)) is not None)
 
 
-def _follow_parent(lifeline: int, folder: str) -> None:
-    os.read(lifeline, 1)  # returns, empty, when the parent is gone
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)  # native code may hold every other way out
-
-
-def main() -> None:
-    """Serve on the socket given on the command line until it closes."""
-    connection_fd, lifeline, folder = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    enable_from_environment()
-    threading.Thread(target=_follow_parent, args=(lifeline, folder), daemon=True).start()
-    connection = Connection(connection_fd)
-    server = Server(Path(folder))
-    while True:
-        try:
-            data = connection.recv_bytes()
-        except EOFError:
-            break
-        connection.send_bytes(server.answer(data))
-    # The parent closed the line or was killed: in that case nobody else takes the folder away.
-    shutil.rmtree(folder, ignore_errors=True)
+def _leave(folders: Sequence[Path], status: int) -> None:
+    """End this process; where the parent was killed nobody else takes the folders away."""
+    remove(folders)
     # Frameworks may crash or hang while they are torn down; nothing is left to save.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
+
+
+def _follow_parent(lifeline: int, folders: Sequence[Path]) -> None:
+    os.read(lifeline, 1)  # returns, empty, when the parent is gone
+    remove(folders)
+    os._exit(1)  # native code may hold every other way out
+
+
+def _open_channels(door: socket.socket, server: Server, folders: Sequence[Path]) -> None:
+    """Serve each channel that comes through the door on a thread of its own, until the door closes."""
+    while True:
+        try:
+            data, fds, _, _ = socket.recv_fds(door, 1, 1)
+        except OSError:  # the parent was killed
+            data = b""
+        if not data:
+            _leave(folders, 0)
+        for fd in fds:
+            channel = Channel(socket.socket(fileno=fd), folders, "out")
+            threading.Thread(target=_serve, args=(channel, server), daemon=True).start()
+
+
+def _serve(channel: Channel, server: Server) -> None:
+    """Answer what comes until the other side closes."""
+    try:
+        while True:
+            data = channel.receive()
+            if data is not None:
+                channel.send(server.answer(data, channel))
+    except (EOFError, OSError):
+        channel.close()
+
+
+def main() -> None:
+    """Serve on the sockets given on the command line until they close."""
+    fds, folders = map(int, sys.argv[2:5]), tuple(map(Path, sys.argv[5:]))
+    first, door, lifeline = fds
+    enable_from_environment()
+    server = Server()
+    threading.Thread(target=_follow_parent, args=(lifeline, folders), daemon=True).start()
+    entrance = socket.socket(fileno=door)
+    threading.Thread(target=_open_channels, args=(entrance, server, folders), daemon=True).start()
+    _serve(Channel(socket.socket(fileno=first), folders, "out"), server)
+    _leave(folders, 0)

@@ -31,6 +31,11 @@ class Tensors(msgspec.Struct, frozen=True):
     n_arena_bytes: int
     tensors: tuple[Tensor, ...]
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether all of them lie in the arena, so that equal messages mean the same places."""
+        return all(tensor.strings is None for tensor in self.tensors)
+
 
 class Model(msgspec.Struct, frozen=True):
     """A prepared model file."""

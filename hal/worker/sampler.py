@@ -43,7 +43,7 @@ class Sampler:
         """Durations (ns) of one row of runs; returns when the process has come to rest."""
         with _no_collection():
             durations = sampling.burst(self._timed, policy)
-        _rest()
+        rest()
         return durations
 
     def _host_run(self) -> int:
@@ -52,7 +52,7 @@ class Sampler:
         return self._now_ns() - started_ns
 
 
-def _rest() -> None:
+def rest() -> None:
     """Wait until no thread of this process spins, so that the next target's burst has the cores.
 
     Source: measured here, on two cores: after a run ONNX Runtime's pool spins for 40 ms and PyTorch's

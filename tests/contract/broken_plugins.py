@@ -199,3 +199,19 @@ class UnknownSeverity(FakeBackend):
 class ProblemWithoutAdvice(FakeBackend):
     def diagnose(self):
         return [Finding(severity="problem", subject="driver", message="is old")]
+
+
+@broken("ranges_of_sizes_are_kept")
+class CompilesForTheFirstSize(FakeBackend):
+    def compile_ranges(self, device, graph, configuration, ranges):
+        return self.compile(device, graph.bind({"x": (5, 8)}), configuration)
+
+
+@broken("ranges_of_sizes_are_kept")
+class TakesAnySizeAnywhere(FakeBackend):
+    def compile_ranges(self, device, graph, configuration, ranges):
+        made = super().compile_ranges(device, graph, configuration, ranges)
+        signature = made.signature
+        loose = change(signature.inputs[0], shape=("batch", "width"))
+        made._signature = change(signature, inputs=(loose,))
+        return made

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import hal
 from hal.backend import AsyncRun, Configuration, Device, DeviceTensors, DeviceTime, MemoryUse
 from hal.tensor import as_numpy
 from hal_cuda.backend import CudaBackend
@@ -80,3 +83,25 @@ def test_runs_can_be_submitted_timed_and_weighed(backend: CudaBackend, gpu: Devi
 def test_telemetry_tells_temperature_and_memory(backend: CudaBackend, gpu: Device) -> None:
     told = backend.telemetry(gpu)
     assert told["memory_used_bytes"] > 0
+
+
+@pytest.mark.parametrize("target", ["cuda:0/cuda/fp32", "cuda:0/onnxruntime/fp32"])
+def test_a_sessions_tensors_stay_on_the_gpu(
+    gpu: Device, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    if target.startswith("cuda:0/onnxruntime"):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            pytest.skip("this onnxruntime has no CUDA")
+    monkeypatch.setenv("HAL_HOME", str(tmp_path))
+    with hal.compile(dense(), [example()], targets=[target]) as session:
+        x = torch.from_numpy(example()).to("cuda:0")
+        session(x)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            y = session(x)
+        assert y.device == x.device
+        assert error(y.cpu().numpy()) <= 1e-6
+        copies = [event.key for event in seen.key_averages() if "HtoD" in event.key or "DtoH" in event.key]
+        assert copies == []

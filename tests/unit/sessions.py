@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from hal.backend import Configuration, Device, Signature
+from hal.backend import BackendRef, Configuration, Device, Signature
+from hal.executor.executor import Place
+from hal.executor.homes import Homes
+from hal.executor.times import Times
 from hal.graph.model import Graph
 from hal.records.plan import Plan
 from hal.session.events import Event
@@ -16,6 +20,7 @@ from hal.testing import FakeBackend, small_graph
 from tests.unit import compared, planned
 
 TARGET = "cpu:0/fake/fp32"
+REF = BackendRef("hal.testing.fake:FakeBackend")
 
 
 class OnFake:
@@ -37,6 +42,9 @@ class OnFake:
         ]
         self.plan: Plan = planned.single(TARGET, devices=tuple(devices))
         self.events: list[Event] = []
+        self.times = Times([False])
+        self.places = {f"{device.id}/fake": Place(REF, backend, device) for device in devices}
+        self.slowdowns: list[Mapping[str, float] | None] = []
         self.on_run: Callable[[Sequence[Tensor]], None] = lambda inputs: None
         self.n_runs = self.n_closed = self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
@@ -44,6 +52,22 @@ class OnFake:
     @property
     def signature(self) -> Signature:
         return self._executable.signature
+
+    @property
+    def in_force(self) -> tuple[Plan, Times]:
+        return self.plan, self.times
+
+    @property
+    def homes(self) -> Homes:
+        return Homes((), ())
+
+    @property
+    def n_events(self) -> dict[str, int]:
+        return Counter(event.kind for event in self.events)
+
+    def slow(self, target: str, text: str, slowdown: Mapping[str, float] | None) -> None:
+        self.events.append(Event(at=0.0, kind="slow", target=target, text=text))
+        self.slowdowns.append(slowdown)
 
     def run(self, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         with self._lock:

@@ -10,7 +10,6 @@ import msgspec
 import pytest
 from onnx import TensorProto, helper
 
-import hal
 from hal import plugins as registry
 from hal.choosing.choose import choose, chosen, profiled
 from hal.choosing.planner import asked
@@ -18,9 +17,9 @@ from hal.errors import Infeasible, PlanError, TargetError
 from hal.graph.model import Graph
 from hal.profiling import environment
 from hal.profiling.store import Store
-from hal.records.machine import MACHINE_SCHEMA_VERSION, MachineProfile
 from hal.records.plan import Plan
 from tests.throwaway import Plugins
+from tests.unit.known_machine import know_the_machine
 
 MODULE = """
 import json
@@ -54,28 +53,14 @@ def graph() -> Graph:
     return Graph.load(helper.make_model(proto, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
 
 
-def one_plugin(plugins: Plugins, *, kind: str = "OneClock", **configuration: Any) -> None:
+def one_plugin(
+    plugins: Plugins, *, kind: str = "OneClock", is_known: bool = True, **configuration: Any
+) -> None:
     device = {"id": "cpu:0", "precisions": ["fp32", "bf16"], "memory_pool": "host"}
     configuration = {"name": "one", "devices": [device], "overhead_ns": 1_000, **configuration}
     plugins.add("one", MODULE.format(kind=kind, configuration=json.dumps(configuration)))
-
-    know_the_machine()
-
-
-def know_the_machine() -> None:
-    """Ceilings and links are in the store, without figures: measuring them takes real time."""
-    here = environment.describe(registry.installed())
-    machine = MachineProfile(
-        schema_version=MACHINE_SCHEMA_VERSION,
-        hal_version=hal.__version__,
-        created="2026-01-01T00:00:00+00:00",
-        environment=here,
-        devices=(),
-        ceilings=(),
-        links=(),
-    )
-    with Store.open() as store:
-        store.put_machine(machine)
+    if is_known:
+        know_the_machine()
 
 
 def placements(plan: Plan) -> list[tuple[str, ...]]:
@@ -119,15 +104,25 @@ def test_one_thread_is_chosen_when_it_is_faster_than_all(plugins: Plugins) -> No
 
 
 def test_all_threads_are_chosen_when_they_are_faster_than_one(plugins: Plugins) -> None:
-    one_plugin(plugins, kind="Threaded", one_thread=1.8, costs_ns={"cpu:0/fp32": 1_000_000})
-    job, profile = profiled(graph(), constraints=asked())
-    assert [target.target for target in profile.targets] == [
-        FP32,
-        f"{FP32}+threads=1",
-        f"{FP32}+spinning=false",
-    ]
-    plan = chosen(job, profile, asked())
+    costs = {"cpu:0/fp32": 1_000_000, "cpu:0/bf16": 1_500_000}
+    one_plugin(plugins, kind="Threaded", one_thread=1.8, costs_ns=costs)
+    job, profile = profiled(graph(), constraints=asked(max_error=0.5))
+    # Parts of mixed plans run with their threads at rest.
+    assert {target.target for target in profile.targets} == {
+        f"{name}{option}" for name in (FP32, BF16) for option in ("", "+threads=1", "+spinning=false")
+    }
+    plan = chosen(job, profile, asked(max_error=0.5))
     assert [part.target for part in plan.partitions] == [FP32]
+
+
+def test_neither_links_nor_resting_threads_are_measured_when_there_is_one_target(plugins: Plugins) -> None:
+    costs = {"cpu:0/fp32": 1_000_000}
+    one_plugin(plugins, kind="Threaded", is_known=False, one_thread=1.8, costs_ns=costs)
+    job, profile = profiled(graph(), constraints=asked())
+    assert [target.target for target in profile.targets] == [FP32, f"{FP32}+threads=1"]
+    with Store.open() as store:
+        assert store.machine(environment.describe(registry.installed())) is None
+    plan = chosen(job, profile, asked())
     assert placements(plan) == [(FP32,)]
 
 

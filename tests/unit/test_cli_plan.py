@@ -3,16 +3,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from hal.cli.app import execute
 from hal.cli.output import plain
 from hal.cli.plan import pairs
-from hal.cli.plan_text import explanations_text, plan_text
+from hal.cli.plan_text import explanations_text, plan_json, plan_text
 from hal.errors import UserError
 from hal.planning.explain import NodeExplanation, TargetCost
 from hal.records import files
+from hal.records.plan import Constraints, Throughput
+from hal.report.plan_page import plan_html
+from hal.report.plan_words import throughput_text
 from tests.golden import records
+from tests.unit.compared import timing
 from tests.unit.planned import CPU, GPU, plan, single
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +57,34 @@ def test_plan_text_says_everything_when_one_target_runs_all() -> None:
     assert f"the result is: everything on {CPU}; predicted 120 us; optimal by these costs" in plain(
         plan_text(single()), 100
     )
+
+
+def test_plan_text_and_page_tell_the_load_when_it_was_measured() -> None:
+    load = Throughput(
+        n_in_flight=2,
+        batch=8,
+        worth_from=3,
+        requests_per_s=1234.56,
+        p50_ns=12_000_000,
+        p95_ns=15_000_000,
+        p99_ns=21_000_000,
+        n_requests=2000,
+    )
+    loaded = msgspec.structs.replace(
+        single(constraints=Constraints(objective="throughput"), throughput=load), measured=timing(810_000)
+    )
+    told = (
+        "1,234.6 requests/s with 2 runs at once of up to 8 requests; a request took p50 12.0 ms, "
+        "p95 15.0 ms, p99 21.0 ms"
+    )
+    text = plain(plan_text(loaded), 160)
+    assert told in text
+    assert "measured 1,234.6 requests/s" in text.splitlines()[-1]
+    assert f"Under load: {told}." in plan_html(loaded)
+    assert json.loads(plan_json(loaded, []))["throughput"]["p99_ns"] == 21_000_000
+    alone = msgspec.structs.replace(loaded, throughput=Throughput(n_in_flight=1, requests_per_s=5.0))
+    assert throughput_text(alone).startswith("5.0 requests/s with 1 run at once; a request took p50 ")
+    assert "Under load" not in plan_html(single())
 
 
 def test_explanations_say_why_a_move_cannot_be_when_it_breaks_something() -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -381,3 +384,62 @@ def test_a_closed_executor_says_so() -> None:
     assert (a.alive, b.alive) == (0, 0)
     with pytest.raises(BackendError, match="this executor is closed; compile the plan again"):
         executor.run(example_inputs(graph))
+
+
+# --- the end of the process ---------------------------------------------------------------------------
+
+
+HANGING = """
+import threading
+from hal.errors import HalError
+from tests.unit.surviving import GRAPH, Rig
+from hal.testing import example_inputs
+
+rig = Rig()
+begun = threading.Event()
+rig.backends["cuda:1"].on_run = lambda number: (begun.set(), threading.Event().wait()) and None
+runner = rig.runner("cuda:0", "cuda:1", "cuda:1")
+threading.Thread(target=runner.run, args=(example_inputs(GRAPH),), daemon=True).start()
+assert begun.wait(timeout=60)
+print("over", flush=True)
+"""
+
+
+def test_the_process_ends_when_a_partition_hangs_on_a_silicon_of_its_own() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HANGING],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "over\n", "")
+
+
+def test_threads_end_when_an_executor_is_forgotten() -> None:
+    def threads() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("hal-silicon")}
+
+    before = threads()
+    backend, graph = apart(), diamond()
+    executor = compile_plan(graph, [Piece(CPU, ("h",)), Piece(GPU, ("left", "right", "y"))], places(backend))
+    check(executor, graph)
+    mine = threads() - before
+    assert len(mine) == 2
+    del executor
+    gc.collect()
+    for thread in mine:
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+def test_what_would_end_a_thread_reaches_the_caller() -> None:
+    backend, graph = apart(), diamond()
+    executor = compile_plan(graph, [Piece(CPU, ("h",)), Piece(GPU, ("left", "right", "y"))], places(backend))
+    assert isinstance(executor, Executor)
+    inside = executor._compiled[1].executable
+    inside.run = lambda *_: sys.exit("out")  # type: ignore[method-assign]
+    with pytest.raises(BackendError, match=r"partition 1 on .*SystemExit: out"):
+        executor.run(example_inputs(graph))
+    executor.close()

@@ -6,7 +6,7 @@ import pytest
 
 from hal.choosing.planner import plan
 from hal.planning.check import check
-from hal.planning.costs import Modelled, model, plain_twin
+from hal.planning.costs import Modelled, model
 from hal.planning.costs_links import Place
 from hal.planning.costs_switching import Switches
 from hal.planning.explain import reasons
@@ -14,6 +14,7 @@ from hal.planning.plans import plan_of, ranked
 from hal.planning.portfolio import solve
 from hal.planning.problem import Assignment
 from hal.planning.simulate import simulate
+from hal.planning.twins import plain_twin
 from hal.records.machine import Link, Load, Switching
 from hal.records.targets import Target
 from tests.unit.placeable import (

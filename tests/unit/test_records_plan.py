@@ -21,7 +21,7 @@ def test_plan_is_read_as_it_was_written() -> None:
 
 def test_plan_is_read_when_fields_that_came_later_are_missing() -> None:
     data = json.loads(msgspec.json.encode(plan()))
-    for name in ("measured", "errors", "finalists", "links", "estimated", "notes"):
+    for name in ("measured", "errors", "finalists", "throughput", "links", "estimated", "notes"):
         del data[name]
     for partition in data["partitions"]:
         del partition["runner_up"]
@@ -44,6 +44,15 @@ def test_plan_is_refused_when_a_newer_hal_wrote_it() -> None:
 def test_file_is_refused_when_it_is_no_plan(data: bytes) -> None:
     with pytest.raises(UserError, match=r"^best\.plan\.json is not a Plan record: "):
         read_plan(data, "best.plan.json")
+
+
+@pytest.mark.parametrize("field", ["n_in_flight", "batch", "worth_from"])
+@pytest.mark.parametrize("number", [0, -1, 1025])
+def test_file_is_refused_when_it_asks_for_no_or_too_many_requests_at_once(field: str, number: int) -> None:
+    load = {"n_in_flight": 2, "batch": 8, "worth_from": 3} | {field: number}
+    data = json.loads(msgspec.json.encode(plan())) | {"throughput": load}
+    with pytest.raises(UserError, match=rf"Expected `int` [<>]= \d+ - at `\$.throughput.{field}`"):
+        read_plan(json.dumps(data).encode(), "the file")
 
 
 def test_boundary_cost_is_read_as_it_was_written() -> None:

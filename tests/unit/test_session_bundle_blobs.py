@@ -88,9 +88,7 @@ def test_every_partition_has_its_blob_when_there_are_several(plugins: Plugins, t
 def test_a_blob_is_rebuilt_when_the_plugin_is_another_version(plugins: Plugins, tmp_path: Path) -> None:
     told, path = telling(plugins, tmp_path), tmp_path / "m.hal"
     saved(path, WHOLE, blobs=True).close()
-    (plugins.folder / "hal_one-1.2.3.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: hal-one\nVersion: 1.3.0\n"
-    )
+    plugins.upgrade("one", "1.3.0")
     assert asked_when_loaded(told, path, blobs=True) == ["compile"]
 
 

@@ -270,9 +270,7 @@ def test_a_warning_names_what_changed_when_targets_are_others(plugins: Plugins, 
     saved(tmp_path / "m.hal").close()
     changed = {"name": "two", "devices": [device_of("two", name="Other NPU", properties={"driver": "9"})]}
     plugins.replace("two", FAKE_MODULE.format(configuration=json.dumps(changed)))
-    (plugins.folder / "hal_one-1.2.3.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: hal-one\nVersion: 1.3.0\n"
-    )
+    plugins.upgrade("one", "1.3.0")
     forget_modules()
     with pytest.warns(UserWarning, match="was saved elsewhere") as found:
         loaded = hal.load(tmp_path / "m.hal")

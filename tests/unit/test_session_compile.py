@@ -15,6 +15,7 @@ from hal.errors import InputError, ModelError, PlanError, StorageError, TargetEr
 from hal.graph.model import Graph
 from hal.profiling.store import Store
 from hal.session.compiling import examples
+from hal.session.isolation import IsolatedBackend
 from hal.testing import example_inputs, small_graph, true_outputs
 from hal.testing.graphs import GRAPHS
 from tests.throwaway import Plugins
@@ -214,6 +215,17 @@ def test_options_of_onnx_runtime_are_named_when_they_have_no_effect() -> None:
         hal.InferenceSession(DYNAMIC).run(None, {}, options)
     with pytest.raises(InputError, match="the session options are not ONNX Runtime's: type was given"):
         hal.InferenceSession(DYNAMIC, type)
+
+
+def test_a_session_like_onnx_runtimes_is_isolated_when_it_is_asked_for(one: None) -> None:
+    with pytest.raises(InputError, match=r"isolate has 'nothing', which matches nothing here"):
+        hal.InferenceSession(DYNAMIC, isolate="nothing").run(None, {"x": np.zeros((1, 8), np.float32)})
+    ort = hal.InferenceSession(DYNAMIC, isolate=True)
+    ort.run(None, {"x": np.zeros((1, 8), np.float32)})
+    (session,) = ort.sessions
+    (place,) = session.runner.places.values()
+    assert type(place.backend) is IsolatedBackend
+    ort.close()
 
 
 def test_arguments_are_refused_when_they_mean_nothing() -> None:

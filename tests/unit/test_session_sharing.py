@@ -7,9 +7,10 @@ import gc
 import msgspec
 import pytest
 
+from hal.backend import OptionSpec, Target
 from hal.errors import NotEnoughMemory
 from hal.executor.backend import Spot
-from hal.session.sharing import LEDGER, Claim, Ledger, capacities
+from hal.session.sharing import LEDGER, Claim, Ledger, capacities, resting
 from tests.unit.surviving import CPU, CUDA1, Rig, check
 
 GIB = 1 << 30
@@ -116,3 +117,38 @@ def test_memory_is_free_again_when_a_session_is_forgotten_and_not_closed() -> No
     del runner
     gc.collect()
     limited(Rig(), "host", 2 * needed - 1).runner("cpu:0").close()
+
+
+SPINNING = OptionSpec(name="spinning", kind="bool", default=True)
+THREADS = OptionSpec(name="threads", kind="int", default=2)
+
+
+def test_threads_of_one_session_spin_when_several_share_a_silicon() -> None:
+    ledger, first, second = Ledger(), Claim("first"), Claim("second")
+    assert ledger.may_spin(first, "cpu:0")
+    assert not ledger.may_spin(second, "cpu:0")
+    assert ledger.may_spin(second, "cpu:1")
+    assert ledger.may_spin(first, "cpu:0")
+    ledger.release(first)
+    assert ledger.may_spin(second, "cpu:0")
+    # One that is forgotten without being closed does not spin any more either.
+    del second
+    gc.collect()
+    assert ledger.may_spin(first, "cpu:0")
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("cpu:0/one/fp32", "cpu:0/one/fp32+spinning=false"),
+        ("cpu:0/one/fp32+threads=2", "cpu:0/one/fp32+spinning=false+threads=2"),
+        # One thread has no others, and who says what is wanted gets it.
+        ("cpu:0/one/fp32+threads=1", "cpu:0/one/fp32+threads=1"),
+        ("cpu:0/one/fp32+spinning=true", "cpu:0/one/fp32+spinning=true"),
+    ],
+)
+def test_a_target_is_compiled_at_rest_when_another_session_spins(target: str, expected: str) -> None:
+    options = (SPINNING, THREADS)
+    assert str(resting(Target.parse(target), options, lambda: False)) == expected
+    assert str(resting(Target.parse(target), options, lambda: True)) == target
+    assert str(resting(Target.parse(target), (THREADS,), lambda: False)) == target

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import errno
+import gc
+import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import psutil
@@ -34,6 +38,7 @@ from hal.errors import (
 from hal.tensor import as_numpy
 from hal.testing import example_inputs, small_graph, true_outputs
 from hal.worker import Deadlines, WorkerBackend
+from hal.worker.process import MOST_CHANNELS
 
 S = 1_000_000_000
 FAKE = "hal.testing.fake:FakeBackend"
@@ -104,8 +109,8 @@ def test_worker_carries_large_tensors_when_the_arena_must_grow() -> None:
         executable = backend.compile(backend.discover()[0], graph, FP32)
         inputs = np.random.default_rng(0).standard_normal((1 << 20, 4), np.float32)
         np.testing.assert_array_equal(executable.run([inputs])[0], np.maximum(inputs, 0))
-        # At most the name of the newest answer, which the next call takes away.
-        assert len(os.listdir(backend._process.folder)) <= 1
+        # Whoever maps a file takes its name away.
+        assert [os.listdir(folder) for folder in backend._process.folders] == [[], []]
 
 
 def test_worker_offers_abilities_when_the_child_has_them() -> None:
@@ -272,15 +277,15 @@ def test_worker_keeps_plugins_prints_away_from_stdout() -> None:
 def test_worker_ends_when_its_parent_is_killed() -> None:
     script = (
         "from hal.worker import WorkerBackend\nfrom hal.backend import BackendRef\nimport os, signal\n"
-        f"b = WorkerBackend(BackendRef({FAKE!r})); print(b.pid, b._process.folder, flush=True)\n"
+        f"b = WorkerBackend(BackendRef({FAKE!r})); print(b.pid, *b._process.folders, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    pid, folder = result.stdout.split()
+    pid, *folders = result.stdout.split()
     if psutil.pid_exists(int(pid)):
         psutil.wait_procs([psutil.Process(int(pid))], timeout=10)
     assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
-    assert not os.path.exists(folder)
+    assert not [folder for folder in folders if os.path.exists(folder)]
 
 
 def test_worker_leaks_nothing_when_opened_many_times() -> None:
@@ -292,3 +297,117 @@ def test_worker_leaks_nothing_when_opened_many_times() -> None:
         with WorkerBackend(fake()) as backend:
             backend.discover()
     assert process.num_fds() == before
+
+
+# --- many threads -------------------------------------------------------------------------------------
+
+
+def meeting(n_meeting: int) -> BackendRef:
+    return BackendRef("tests.unit.isolated_backends:Meeting", {"n_meeting": n_meeting})
+
+
+def test_runs_are_under_way_at_once_when_several_threads_call() -> None:
+    with WorkerBackend(meeting(3)) as backend, ThreadPoolExecutor(3) as pool:
+        graph = small_graph("add")
+        executable = backend.compile(backend.discover()[0], graph, FP32)
+        asked = [example_inputs(graph, seed) for seed in range(3)]
+        # None of them ends before all are there.
+        answers = list(pool.map(executable.run, asked))
+        for inputs, (answer,) in zip(asked, answers, strict=True):
+            np.testing.assert_array_equal(answer, true_outputs(graph, inputs)[0])
+
+
+def test_all_runs_are_answered_when_more_threads_call_than_there_are_channels() -> None:
+    n_threads = 2 * MOST_CHANNELS
+    # So many at once as there are channels, then the other half.
+    with WorkerBackend(meeting(MOST_CHANNELS)) as backend, ThreadPoolExecutor(n_threads) as pool:
+        graph = small_graph("add")
+        executable = backend.compile(backend.discover()[0], graph, FP32)
+        asked = [example_inputs(graph, seed) for seed in range(n_threads)]
+        answers = list(pool.map(executable.run, asked))
+        for inputs, (answer,) in zip(asked, answers, strict=True):
+            np.testing.assert_array_equal(answer, true_outputs(graph, inputs)[0])
+        assert backend._process._n_channels == MOST_CHANNELS
+
+
+def test_answers_are_right_when_executables_of_many_shapes_take_turns() -> None:
+    from hal.graph.model import Graph
+    from tests.unit.test_graph import model
+
+    shapes = [(1 << number % 18, 4) for number in range(24)]  # the arena grows between small ones
+    graphs = [Graph.load(model(dims=shape)) for shape in shapes]
+    with WorkerBackend(fake()) as backend:
+        device = backend.discover()[0]
+        executables = [backend.compile(device, graph, FP32) for graph in graphs]
+        for seed in range(2):
+            for shape, executable in zip(shapes, executables, strict=True):
+                inputs = np.random.default_rng(seed).standard_normal(shape, np.float32)
+                np.testing.assert_array_equal(executable.run([inputs])[0], np.maximum(inputs, 0))
+
+
+def test_calls_under_way_come_back_when_the_worker_is_closed() -> None:
+    backend = WorkerBackend(meeting(2))
+    graph = small_graph("add")
+    executable = backend.compile(backend.discover()[0], graph, FP32)
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(executable.run, example_inputs(graph))
+        while backend._process._idle:
+            os.sched_yield()
+        backend.close()
+        with pytest.raises(WorkerCrashed, match=r"was closed while asked to run|cannot run: it is closed"):
+            under_way.result(timeout=60)
+
+
+def test_fewer_channels_serve_when_the_system_has_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with WorkerBackend(fake()) as backend, ThreadPoolExecutor(4) as pool:
+        graph = small_graph("add")
+        executable = backend.compile(backend.discover()[0], graph, FP32)
+        inputs = example_inputs(graph)
+        monkeypatch.setattr(socket, "socketpair", none_left)
+        assert len(list(pool.map(executable.run, [inputs] * 32))) == 32
+        assert backend._process._n_channels == 1
+
+
+def test_worker_leaves_nothing_when_it_is_forgotten() -> None:
+    process = psutil.Process()
+    before = process.num_fds()
+    backend = WorkerBackend(fake())
+    pid, folders = backend.pid, backend._process.folders
+    del backend
+    gc.collect()
+    assert not psutil.pid_exists(pid)
+    assert process.num_fds() == before
+    assert not [folder for folder in folders if folder.exists()]
+
+
+def test_worker_leaves_nothing_when_this_process_ends_and_nobody_closed_it() -> None:
+    script = (
+        "from hal.worker import WorkerBackend\nfrom hal.backend import BackendRef\n"
+        f"b = WorkerBackend(BackendRef({FAKE!r})); print(b.pid, *b._process.folders)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    pid, *folders = result.stdout.split()
+    assert result.stderr == ""
+    assert not psutil.pid_exists(int(pid))
+    assert not [folder for folder in folders if os.path.exists(folder)]
+
+
+def test_no_file_is_left_when_the_child_dies_before_it_took_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = small_graph("add")
+    with WorkerBackend(fake()) as backend:
+        executable = backend.compile(backend.discover()[0], graph, FP32)
+        allocate, asked = os.posix_fallocate, itertools.count()
+
+        def full(*given: int) -> None:
+            if next(asked) == 0:  # in memory, where there is some
+                raise OSError(errno.ENOSPC, "No space left on device")
+            allocate(*given)
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        os.kill(backend.pid, signal.SIGKILL)
+        with pytest.raises(WorkerCrashed):
+            executable.run(example_inputs(graph))
+        assert [os.listdir(folder) for folder in backend._process.folders] == [[], []]

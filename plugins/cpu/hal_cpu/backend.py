@@ -84,6 +84,16 @@ class CpuBackend(Backend):
             graph, torch.device("cpu"), configuration, n_threads=n_threads, n_workers=n_threads
         )
 
+    def compile_ranges(
+        self,
+        device: Device,
+        graph: Graph,
+        configuration: Configuration,
+        ranges: Mapping[str, tuple[int, int]],
+    ) -> Executable:
+        """See :class:`hal.backend.DynamicShapes`; PyTorch's operators take any size, node by node."""
+        return self.compile(device, graph, configuration)
+
     def diagnose(self) -> Sequence[Finding]:
         """PyTorch, its threads, oneDNN, and the compiler that Inductor needs."""
         device = self.discover()[0]

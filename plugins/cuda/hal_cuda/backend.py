@@ -80,6 +80,16 @@ class CudaBackend(Backend):
         gpu = next((gpu for gpu in session.gpus() if gpu.uuid == device.memory_pool), None)
         return {} if gpu is None else session.readings(gpu).numbers()
 
+    def compile_ranges(
+        self,
+        device: Device,
+        graph: Graph,
+        configuration: Configuration,
+        ranges: Mapping[str, tuple[int, int]],
+    ) -> Executable:
+        """See :class:`hal.backend.DynamicShapes`; PyTorch's operators take any size, node by node."""
+        return self.compile(device, graph, configuration)
+
     def diagnose(self) -> Sequence[Finding]:
         """The build of PyTorch, the driver, and settings of each GPU that cost speed."""
         devices = self.discover()

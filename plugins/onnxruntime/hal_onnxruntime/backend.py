@@ -36,6 +36,9 @@ from hal_onnxruntime.runtime import onnxruntime
 
 A = TypeVar("A")
 
+#: Providers whose kernels take any size; others compile for the sizes of a run when they first come.
+_ANY_SIZE = (CPU, "CUDAExecutionProvider")
+
 # A blob is one protobuf message, which holds less than 2 GiB; half leaves room for rewritten weights.
 _MOST_BLOB_BYTES = 1 << 30
 
@@ -76,15 +79,34 @@ class OnnxRuntimeBackend(Backend):
 
     def compile(self, device: Device, graph: Graph, configuration: Configuration) -> Executable:
         """See :meth:`hal.backend.Backend.compile`."""
-        choices = choices_of(configuration)
-        endpoint = self._endpoint(device)
-        if configuration.precision not in endpoint.provider.precisions:
-            raise TargetError(_no_precision(endpoint, configuration.precision))
         if graph.unbound:
             raise UnsupportedGraph(
                 f"model {graph.name!r} has dimensions without a number: {', '.join(graph.unbound)}; "
                 "bind them before compiling"
             )
+        return self._compiled(device, graph, configuration)
+
+    def compile_ranges(
+        self,
+        device: Device,
+        graph: Graph,
+        configuration: Configuration,
+        ranges: Mapping[str, tuple[int, int]],
+    ) -> Executable:
+        """See :class:`hal.backend.DynamicShapes`; of the CPU and CUDA providers.
+
+        Others compile for the sizes of each run, which takes far longer than the run.
+        """
+        name = self._endpoint(device).provider.name
+        if name not in _ANY_SIZE:
+            raise UnsupportedGraph(f"{name} compiles for bound sizes; expected {' or '.join(_ANY_SIZE)}")
+        return self._compiled(device, graph, configuration)
+
+    def _compiled(self, device: Device, graph: Graph, configuration: Configuration) -> Executable:
+        choices = choices_of(configuration)
+        endpoint = self._endpoint(device)
+        if configuration.precision not in endpoint.provider.precisions:
+            raise TargetError(_no_precision(endpoint, configuration.precision))
         executable = GraphExecutable(self._device(device), endpoint, graph, configuration)
         try:
             executable.open(lambda: session_options(choices))

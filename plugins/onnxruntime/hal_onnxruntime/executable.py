@@ -16,7 +16,7 @@ import numpy as np
 from hal.backend import Executable, Pending, Signature, Tensor, TensorSpec
 from hal.errors import BackendError, InputError, problems
 from hal.host import n_usable_cpus
-from hal.tensor import HostTensor, as_numpy
+from hal.tensor import HostTensor, as_numpy, is_on_host
 from hal_onnxruntime.runtime import onnxruntime, tidy
 
 #: ONNX element types that numpy has no name for, by the signature's spelling.
@@ -48,6 +48,8 @@ class OrtExecutable(Executable):
         self._memory, self._index = memory, index
         self._names = [spec.name for spec in signature.outputs]
         self._expected = [(spec.name, _dtype(spec.dtype), spec.shape) for spec in signature.inputs]
+        # A fixed shape is compared as it is, which is quicker; a name in it stands for any size.
+        self._is_free = any(isinstance(size, str) for spec in signature.inputs for size in spec.shape)
         # numpy arrays go in and out of Session.run directly; other types need OrtValues.
         self._plain = not any(spec.dtype in _BEYOND_NUMPY for spec in (*signature.inputs, *signature.outputs))
         # Before 1.25 an output that is an input comes back as the caller's own memory.
@@ -73,7 +75,11 @@ class OrtExecutable(Executable):
         if plain:
             for (name, dtype, shape), tensor in zip(self._expected, inputs, strict=True):
                 # A big-endian array differs in dtype here; the runtime would read it as garbage.
-                if type(tensor) is not np.ndarray or tensor.dtype != dtype or tensor.shape != shape:
+                if (
+                    type(tensor) is not np.ndarray
+                    or tensor.dtype != dtype
+                    or (tensor.shape != shape and not (self._is_free and _fits(tensor.shape, shape)))
+                ):
                     plain = False
                     break
                 feeds[name] = tensor
@@ -155,7 +161,9 @@ class OrtExecutable(Executable):
         for given, want, value, spec in zip(outputs, bound, found, self._signature.outputs, strict=True):
             # An input or a weight that is an output too is handed back as it lies, not where it was bound.
             if want is None or value.data_ptr() != want.data_ptr():
-                _copy_into(given, _owned(value, spec), spec)
+                is_here = want is None or _is_ort_value(given) or is_on_host(given)
+                into: Any = given if is_here else want
+                _copy_into(into, _owned(value, spec), spec)
         return list(outputs)
 
     def _checked_inputs(self, inputs: Sequence[Tensor]) -> list[Any]:
@@ -166,6 +174,8 @@ class OrtExecutable(Executable):
         found: list[str] = []
         feeds: list[Any] = []
         for (name, dtype, shape), spec, tensor in zip(self._expected, specs, inputs, strict=True):
+            if self._memory != "cpu":
+                tensor = _own(tensor)
             if _is_ort_value(tensor):
                 given, sizes = _ort_type(tensor), tuple(tensor.shape())  # type: ignore[attr-defined]
                 array: Any = tensor
@@ -208,6 +218,8 @@ class OrtExecutable(Executable):
         found: list[str] = []
         targets: list[Any] = []
         for spec, tensor in zip(specs, outputs, strict=True):
+            if self._memory != "cpu":
+                tensor = _own(tensor)
             if _is_ort_value(tensor):
                 targets.append(tensor)
                 continue
@@ -254,6 +266,17 @@ def _fits(sizes: Sequence[int], shape: Sequence[int | str]) -> bool:
 
 def _is_ort_value(tensor: Any) -> bool:
     return hasattr(tensor, "_get_c_value") or type(tensor).__name__ == "OrtValue"
+
+
+def _own(tensor: Any) -> Any:
+    """A tensor of another library in a device's memory as the runtime's own, which shares that memory."""
+    if isinstance(tensor, np.ndarray) or _is_ort_value(tensor) or not hasattr(tensor, "__dlpack_device__"):
+        return tensor
+    if is_on_host(tensor):
+        return tensor
+    if hasattr(tensor, "is_contiguous") and not tensor.is_contiguous():  # PyTorch's, which alone has strides
+        tensor = tensor.contiguous()
+    return onnxruntime().OrtValue.from_dlpack(tensor)
 
 
 def _ort_type(value: Any) -> str:

@@ -59,17 +59,39 @@ class OpenVinoBackend(Backend):
 
     def compile(self, device: Device, graph: Graph, configuration: Configuration) -> Executable:
         """Compile for one device; see :meth:`hal.backend.Backend.compile`."""
-        from hal_openvino.atlas import draw
-        from hal_openvino.executable import OpenVinoExecutable
-        from hal_openvino.passthrough import separate
-        from hal_openvino.support import untransferable
-
-        chosen = self._settings(device, configuration)
         if graph.unbound:
             raise UnsupportedGraph(
                 f"model {graph.name!r} has dimensions without a number: {', '.join(graph.unbound)}; "
                 "bind them before compiling"
             )
+        return self._compiled(device, graph, configuration, None)
+
+    def compile_ranges(
+        self,
+        device: Device,
+        graph: Graph,
+        configuration: Configuration,
+        ranges: Mapping[str, tuple[int, int]],
+    ) -> Executable:
+        """See :class:`hal.backend.DynamicShapes`; on the CPU, whose plugin OpenVINO documents to take it."""
+        if device.kind != "cpu":
+            raise UnsupportedGraph(f"OpenVINO compiles for bound sizes on {device.id}; expected the CPU")
+        return self._compiled(device, graph, configuration, ranges)
+
+    def _compiled(
+        self,
+        device: Device,
+        graph: Graph,
+        configuration: Configuration,
+        ranges: Mapping[str, tuple[int, int]] | None,
+    ) -> Executable:
+        from hal_openvino.atlas import draw
+        from hal_openvino.executable import OpenVinoExecutable
+        from hal_openvino.passthrough import separate
+        from hal_openvino.ranges import reshape
+        from hal_openvino.support import untransferable
+
+        chosen = self._settings(device, configuration)
         refused = [f"node {name!r}: {reason}" for name, reason in untransferable(graph).items()]
         if refused:
             raise UnsupportedGraph(
@@ -80,6 +102,8 @@ class OpenVinoBackend(Backend):
         except RuntimeError as error:
             raise self._refusal(device, graph, configuration, error) from error
         separate(graph, model)
+        if ranges is not None:
+            reshape(model, graph.signature, ranges)
         atlas = draw(graph, model)
         name = devices.openvino_name(device)
         try:

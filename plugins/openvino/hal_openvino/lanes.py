@@ -114,6 +114,6 @@ class Lane:
         return outputs
 
     def _own_memory(self, port: Port) -> Array | None:
-        if port.index < 0 or port.n_bytes >= COPY_BELOW_BYTES:
+        if port.index < 0 or port.shape is None or port.n_bytes >= COPY_BELOW_BYTES:
             return None
         return port.view(self.request.get_input_tensor(port.index))

@@ -9,9 +9,9 @@ import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from hal.backend import Configuration, Executable, KernelRuns, Signature, Tensor
-from hal.errors import BackendError, HalError
+from hal.errors import BackendError, HalError, UnsupportedGraph, problems
 from hal.graph.model import Graph
-from hal_torch import kernels
+from hal_torch import edges, kernels
 from hal_torch.bridge import bridge, lower_weights
 from hal_torch.environment import environment_kept
 from hal_torch.failures import reason
@@ -27,14 +27,14 @@ class TorchExecutable(Executable):
     it is found changed, because two executables may differ in it.
 
     Args:
-        graph: All dimensions bound.
+        graph: Free dimensions cost a copy of outputs that are views; ``mode=compiled`` takes none.
         device: Where to run.
         configuration: Checked by the backend.
         n_threads: Threads within an operation, on the CPU; None leaves PyTorch's setting.
         n_workers: Processes that Inductor may compile with at once.
 
     Raises:
-        UnsupportedGraph: The bridge refuses nodes.
+        UnsupportedGraph: The bridge refuses nodes, or free dimensions are to be compiled.
         BackendError: PyTorch failed.
     """
 
@@ -56,8 +56,13 @@ class TorchExecutable(Executable):
         self._nodes = tuple(graph.nodes)
         self._signature = graph.signature
         self._module: torch.fx.GraphModule | None = None
-        self._needs_copies: bool | None = None
+        # With free sizes each run may need others.
+        self._needs_copies: bool | None = True if graph.unbound else None
         self._call: Callable[..., Sequence[torch.Tensor]] = self._closed
+        if self._compiled and graph.unbound:
+            raise UnsupportedGraph(
+                f"{graph.name!r} has free dimensions, and mode=compiled is for bound ones; use mode=eager"
+            )
         try:
             with environment_kept():
                 self._build(graph)
@@ -92,7 +97,8 @@ class TorchExecutable(Executable):
                     if self._numpy_out:
                         return [result.numpy() for result in results]
             if outputs is None:
-                return [_handed_out(result) for result in results]
+                names = (spec.dtype for spec in self._signature.outputs)
+                return [_handed_out(result, name) for result, name in zip(results, names, strict=True)]
             write_into(answers, outputs, self._signature.outputs)
             self._synchronize()
             return outputs
@@ -129,6 +135,8 @@ class TorchExecutable(Executable):
     def _build(self, graph: Graph) -> None:
         self._keep_threads()
         forbid_reduced_fp32()
+        if refused := edges.refusals(graph, self._device.type == "cpu"):
+            raise UnsupportedGraph(problems("the model cannot be run by PyTorch", list(refused.values())))
         module = bridge(graph.model)
         if self._precision in LOWERED:
             lower_weights(module, LOWERED[self._precision])
@@ -136,7 +144,10 @@ class TorchExecutable(Executable):
         self._read = Borrowed(self._signature.inputs, self._device).read
         self._dtypes = tuple(dtype_of(spec) for spec in self._signature.outputs)
         # A numpy array costs a sixth of the way through DLPack, which the other types have to take.
-        self._numpy_out = self._device.type == "cpu" and all(dtype in NUMPY for dtype in self._dtypes)
+        self._numpy_out = self._device.type == "cpu" and all(
+            dtype in NUMPY and not edges.is_foreign(spec.dtype)
+            for spec, dtype in zip(self._signature.outputs, self._dtypes, strict=True)
+        )
         self._constants = _addresses((*module.parameters(), *module.buffers()))
         self._call = module
         if self._compiled:
@@ -213,6 +224,8 @@ def _addresses(tensors: Sequence[torch.Tensor] | Any) -> frozenset[int]:
     return frozenset(tensor.untyped_storage().data_ptr() for tensor in tensors)
 
 
-def _handed_out(result: torch.Tensor) -> Tensor:
+def _handed_out(result: torch.Tensor, name: str) -> Tensor:
     """A result on the host without the mark of inference mode: the caller may write to what it owns."""
+    if edges.is_foreign(name):
+        return edges.written(result, name)
     return from_dlpack(to_dlpack(result.cpu()))

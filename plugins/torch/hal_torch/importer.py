@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,17 +36,24 @@ class TorchImporter:
         module = getattr(getattr(loaded, "nn", None), "Module", None)
         return (module is not None and isinstance(source, module)) or _is_program(source)
 
-    def to_onnx(self, source: Any, inputs: Any, path: Path) -> dict[str, Any]:
+    def to_onnx(
+        self,
+        source: Any,
+        inputs: Any,
+        path: Path,
+        free: Mapping[str, Collection[int]] | None = None,
+    ) -> dict[str, Any]:
         """Write an ONNX file with ``torch.onnx.export``; the module is exported in evaluation mode.
 
-        Shapes are those of the example inputs. How the model is called and what it returns is kept in the
-        file. A module's mode (training or not) is left as it was.
+        Shapes are those of the example inputs, but for dimensions that are to be free. How the model is
+        called and what it returns is kept in the file. A module's mode (training or not) is left as it was.
 
         Args:
             source: What :meth:`accepts` said yes to.
             inputs: A tensor or array, a tuple or list of positional ones, or a dict of keyword ones. None
                 is enough for a program that keeps its example inputs.
             path: File to write; large weights come beside it.
+            free: Positions of free dimensions by the name of the parameter of ``forward``, a tensor.
 
         Returns:
             The example inputs as numpy arrays by the names in the file.
@@ -56,8 +64,9 @@ class TorchImporter:
         if isinstance(source, str | Path):
             source = _load(Path(source))
         args, kwargs = _split(source, inputs)
+        dynamic = _dynamic(source, args, kwargs, free) if free else None
         with _evaluating(source), _quiet():
-            program = _export(source, args, kwargs)
+            program = _export(source, args, kwargs, dynamic)
         flat = _by_name(program.exported_program, args, kwargs)
         model = program.model
         if (found := interface_of(program.exported_program, model.graph, source)) is not None:
@@ -115,12 +124,60 @@ def _tensors(inputs: Any) -> Any:
     return pytree.tree_map(lambda leaf: as_torch(leaf) if isinstance(leaf, np.ndarray) else leaf, inputs)
 
 
-def _export(source: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _dynamic(
+    source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], free: Mapping[str, Collection[int]]
+) -> dict[str, Any]:
+    """What ``torch.onnx.export`` takes as ``dynamic_shapes``: by parameter."""
+    import torch
+
+    if _is_program(source):
+        raise ModelError(
+            "an exported program keeps the sizes that it was exported with: give the module itself, or "
+            "export it to ONNX with dynamic_shapes and give the file"
+        )
+    given = inspect.signature(source.forward).bind(*args, **kwargs).arguments
+    tensors = [name for name, value in given.items() if isinstance(value, torch.Tensor)]
+    if unknown := sorted(free.keys() - set(tensors)):
+        raise ModelError(
+            f"{', '.join(unknown)} cannot have ranges of sizes: expected parameters of "
+            f"{type(source).__name__}.forward that are tensors: {', '.join(tensors) or 'none'}"
+        )
+    size = torch.export.Dim.DYNAMIC
+    return {
+        name: dict.fromkeys(free[name], size) if name in free else _fixed(value)
+        for name, value in given.items()
+    }
+
+
+def _fixed(value: Any) -> Any:
+    """No free dimension in an argument, whose structure must be kept."""
+    from torch.utils import _pytree as pytree
+
+    return pytree.tree_map(lambda leaf: None, value)
+
+
+def _fixed_sizes(error: BaseException) -> list[str]:
+    """What PyTorch says of dimensions that the model's code fixes, each in a line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return [line.strip("- ").rstrip(".") for line in str(error).splitlines() if "tracing inferred" in line]
+
+
+def _export(
+    source: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: dict[str, Any] | None
+) -> Any:
     import torch
 
     try:
-        program = torch.onnx.export(source, args, kwargs=kwargs, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            source, args, kwargs=kwargs, dynamo=True, verbose=False, dynamic_shapes=dynamic
+        )
     except Exception as error:  # exporting runs the user's own code, which may raise anything
+        if dynamic is not None and (fixed := _fixed_sizes(error)):
+            raise ModelError(
+                f"{type(source).__name__} fixes sizes that are to have a range: {'; '.join(fixed)}; give "
+                "these one size"
+            ) from error
         raise ModelError(
             f"PyTorch cannot export {type(source).__name__} to ONNX: {_cause(error)}\n"
             "Check that the example inputs run through the model, and replace Python control flow on the "

@@ -10,7 +10,8 @@ import torch
 
 from hal.backend import TensorSpec
 from hal.errors import InputError, problems
-from hal.tensor import HostTensor
+from hal.tensor import HostTensor, as_numpy, fits
+from hal_torch import edges
 
 #: numpy's type for each of PyTorch's that numpy has too.
 NUMPY = {
@@ -31,7 +32,7 @@ NUMPY = {
 
 def dtype_of(spec: TensorSpec) -> torch.dtype:
     """PyTorch's type for the element type of a spec; KeyError where it has none."""
-    found = getattr(torch, spec.dtype, None)
+    found = edges.BY_VALUE.get(spec.dtype) or getattr(torch, spec.dtype, None)
     if not isinstance(found, torch.dtype):
         raise KeyError(spec.dtype)
     return found
@@ -49,8 +50,8 @@ def as_torch(tensor: Any) -> torch.Tensor:
     try:
         if isinstance(tensor, torch.Tensor):
             return tensor.detach()
-        if isinstance(tensor, np.ndarray):
-            return _from_numpy(tensor)
+        if isinstance(tensor, np.ndarray | HostTensor):
+            return _from_numpy(as_numpy(tensor))
         return torch.from_dlpack(tensor)
     except (AttributeError, TypeError, ValueError, BufferError, RuntimeError) as error:
         kind = f"{tensor.dtype} array" if isinstance(tensor, np.ndarray) else type(tensor).__name__
@@ -63,6 +64,8 @@ def as_torch(tensor: Any) -> torch.Tensor:
 def _from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
     if not array.flags.c_contiguous and any(stride < 0 for stride in array.strides):
         array = np.ascontiguousarray(array)
+    if array.dtype.isbuiltin != 1 and (foreign := edges.read(array)) is not None:
+        return foreign
     if array.dtype.isbuiltin != 1:  # a type of ml_dtypes, which numpy's own DLPack export refuses
         return torch.from_dlpack(HostTensor(array))
     # from_numpy is the cheapest but warns of read-only memory, which is what shared inputs often are.
@@ -73,7 +76,7 @@ class Borrowed:
     """Reads the inputs of a run.
 
     Args:
-        specs: What is expected, by position; all sizes are numbers.
+        specs: What is expected, by position; a name in a shape stands for any size.
         device: Where the tensors are wanted.
     """
 
@@ -81,8 +84,13 @@ class Borrowed:
         self._specs = tuple(specs)
         self._device = device
         self._wanted = tuple((dtype_of(spec), spec.shape) for spec in specs)
+        # A fixed shape is compared as it is, which is quicker.
+        self._is_free = any(isinstance(size, str) for spec in specs for size in spec.shape)
         # numpy's own types are singletons, which `is` tells apart; None where numpy has no such type.
-        self._plain = tuple(NUMPY.get(dtype) if device.type == "cpu" else None for dtype, _ in self._wanted)
+        self._plain = tuple(
+            NUMPY.get(dtype) if device.type == "cpu" and spec.dtype not in edges.BY_VALUE else None
+            for spec, (dtype, _) in zip(specs, self._wanted, strict=True)
+        )
 
     def read(self, tensors: Sequence[Any]) -> list[torch.Tensor]:
         """Contiguous tensors on the device; shares memory with what was given where that is there.
@@ -101,19 +109,21 @@ class Borrowed:
             if (
                 type(candidate) is np.ndarray
                 and candidate.dtype is plain
-                and candidate.shape == shape
+                and (candidate.shape == shape or (self._is_free and fits(candidate.shape, shape)))
                 and candidate.flags.carray
             ):
                 given.append(torch.from_numpy(candidate))
                 continue
             try:
+                edges.refuse_plain(candidate, spec.dtype)
                 tensor = as_torch(candidate)
             except InputError as error:
                 found.append(f"input {spec.name!r}: {error}")
                 continue
-            if tensor.dtype is dtype and tensor.shape == shape and tensor.device == self._device:
+            is_right = tensor.dtype is dtype and (tensor.shape == shape or fits(tensor.shape, shape))
+            if is_right and tensor.device == self._device:
                 given.append(tensor if tensor.is_contiguous() else tensor.contiguous())
-            elif tensor.dtype is not dtype or tensor.shape != shape:
+            elif not is_right:
                 found.append(f"input {spec.name!r} is {_describe(tensor)}; expected {spec}")
             elif tensor.device.type != "cpu" and tensor.device != self._device:
                 found.append(
@@ -173,6 +183,9 @@ def write_into(answers: Sequence[torch.Tensor], outputs: Sequence[Any], specs: S
     found: list[str] = []
     for spec, answer, output in zip(specs, answers, outputs, strict=True):
         try:
+            if edges.is_array(output, spec.dtype):
+                edges.check_bound(answer, spec.dtype, output)
+                continue
             tensor = as_torch(output)
         except InputError as error:
             found.append(f"output {spec.name!r}: {error}")
@@ -188,8 +201,12 @@ def write_into(answers: Sequence[torch.Tensor], outputs: Sequence[Any], specs: S
         bound.append(tensor)
     if found:
         raise InputError(problems("the outputs do not fit the executable", found))
-    for answer, tensor in zip(answers, bound, strict=True):
-        tensor.copy_(answer)
+    left = iter(bound)
+    for spec, answer, output in zip(specs, answers, outputs, strict=True):
+        if edges.is_array(output, spec.dtype):
+            edges.write(answer, spec.dtype, output)
+        else:
+            next(left).copy_(answer)
 
 
 def _describe(tensor: torch.Tensor) -> str:
