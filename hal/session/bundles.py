@@ -180,7 +180,8 @@ def load(
             on_event=on_event,
             isolation=isolation,
         )
-        runner = carry(graph, plan, profile, spots, strict=strict)
+        # What is isolated is opened once more, in a process that the session starts again where it ends.
+        runner = carry(graph, plan, profile, spots, strict=strict, opened=None if isolate else here)
         gathered = gathered_runner(carry, graph, runner.plan, profile, spots)
     except UserError as error:
         if not missing:

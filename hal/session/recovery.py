@@ -50,6 +50,7 @@ class Remaining:
         is_timed: Whether calls are watched for hanging, and compiling is cut off.
         isolation: Which backends run in child processes; None for none.
         retries: Whether a run whose child process ended is run again in the next one.
+        opened: Places that are open already, for this session alone; used where a spot is of the same backend.
         compile_s: After which compiling is cut off.
     """
 
@@ -64,6 +65,7 @@ class Remaining:
         is_timed: bool,
         isolation: Isolation | None = None,
         retries: bool = True,
+        opened: Mapping[str, Place] | None = None,
         compile_s: float = COMPILE_S,
     ) -> None:
         self._graph, self._profile, self._spots = graph, profile, dict(spots)
@@ -72,6 +74,7 @@ class Remaining:
         self._isolation, self._retries = isolation or Isolation(), retries
         self._cutter = Cutter(graph)
         self._places: dict[str, Place] = {}
+        self._at_hand = dict(opened or {})
         self._out: dict[str, str] = {}
         self._slowdown: dict[str, float] = {}
         self._max_partitions = constraints.max_partitions
@@ -229,6 +232,8 @@ class Remaining:
             if self._isolation.covers(end):
                 backend = self._isolation.open(end, spot, self._events, retries=self._retries)
                 self._places[end] = Place(spot.ref, backend, spot.device)
+            elif known is None and end in self._at_hand and self._at_hand[end].ref == spot.ref:
+                self._places[end] = self._at_hand[end]
             elif known is None:
                 self._places[end] = open_places({end: spot})[end]
             else:

@@ -118,6 +118,7 @@ def runner_of(
     deadline_s: float | None = None,
     on_event: OnEvent | None = None,
     isolation: Isolation | None = None,
+    opened: Mapping[str, Place] | None = None,
 ) -> Runner:
     """Open the backends of a plan in this process and compile it.
 
@@ -134,6 +135,7 @@ def runner_of(
             which costs about 20 microseconds each.
         on_event: Told of each event.
         isolation: Which backends run in child processes; None for none.
+        opened: Places that are open already, which nobody else uses, so that they are not opened again.
 
     Raises:
         UserError: The deadline is none.
@@ -158,6 +160,7 @@ def runner_of(
         events,
         is_timed=is_timed,
         isolation=isolation,
+        opened=opened,
         retries=not strict,
     )
     try:

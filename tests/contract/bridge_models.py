@@ -34,7 +34,8 @@ def model(
         [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()],
     )
     imports = [helper.make_opsetid("", opset)]
-    return ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=9))
+    made: ir.Model = ir.from_proto(helper.make_model(graph, opset_imports=imports, ir_version=9))
+    return made
 
 
 def single(op: str, array: np.ndarray, opset: int, *rest: np.ndarray, **attributes: object) -> ir.Model:

@@ -21,39 +21,34 @@ from hal_torch.bridge.dtypes import to_torch
 
 # Node tests of translated operators that are refused, by what the operator lacks. Everything else passes.
 REFUSED = {
-    # uint64 arithmetic that int64 cannot stand in for
-    **dict.fromkeys(("Div", "Mod", "Max", "Min", "TopK"), 1),
-    **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual"), 1),
-    "BitShift": 2,
-    "Pow": 2,  # exponents of uint32 and uint64
-    # strings
-    "Equal": 2,
-    # 2, 4 and 8 bit floats and integers that PyTorch lacks, conversion to float8 without saturation
-    "Cast": 68,
-    "CastLike": 32,
-    "DequantizeLinear": 5,
-    "QuantizeLinear": 5,
-    # training
-    "BatchNormalization": 2,
-    "Dropout": 6,
-    # sequences and optionals; Scan of operator set 8
-    "Identity": 2,
-    "If": 2,
-    "Loop": 2,
-    "Scan": 1,
-    # peepholes; an image of three dimensions; the mode max
-    "LSTM": 1,
-    "Col2Im": 1,
-    "RoiAlign": 1,
+    "Equal": 2,  # strings
+}
+
+# Operators without a translation, by the reason; N_MOST_REFUSED counts their tests in the standard domain.
+NOT_TRANSLATED = {
+    "strings": ("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit"),
+    "drawn at random, so that there is no one right answer": ("Bernoulli", "RandomUniformLike"),
+    "files of images": ("ImageDecoder",),
 }
 
 # Translated, but without a node test of its own; the tests that hold them are named.
 WITHOUT_NODE_TEST = {
     "GlobalLpPool",  # test_bridge_module.py
+    "SimplifiedLayerNormalization",  # test_bridge_contrib.py
+    # test_bridge_sequences.py
+    "ConcatFromSequence",
+    "Optional",
+    "SequenceAt",
+    "SequenceConstruct",
+    "SequenceEmpty",
+    "SequenceErase",
+    "SequenceLength",
 }
 
-# Of 1884 node tests of ONNX 1.23, functions written out included; the rest is refused.
-N_LEAST_PASSED = 1603
+# Of 1884 node tests of ONNX 1.23, functions written out included; the rest is refused. 1858 are of the
+# standard domain: 98 of 100 pass. The others are 8 of ai.onnx.ml, 7 of training and 11 of ai.onnx.preview.
+N_LEAST_PASSED = 1821
+N_MOST_REFUSED = 37
 
 # Relative tolerance by type: two units in the last place of the narrow ones.
 TOLERANCE = {torch.bfloat16: 2 * 2**-7, torch.float16: 2 * 2**-10}
@@ -82,11 +77,23 @@ def cases() -> dict[str, list[Any]]:
     return found
 
 
+def is_standard(case: Any) -> bool:
+    """Whether all nodes of a test are of the standard domain."""
+    return all(node.domain in ("", "ai.onnx") for node in case.model.graph.node)
+
+
 def tensor_of(value: Any) -> torch.Tensor:
     """A test's array or proto as a tensor."""
     return to_torch(
         ir.from_proto(value) if isinstance(value, onnx.TensorProto) else ir.tensor(np.asarray(value))
     )
+
+
+def given(value: Any) -> Any:
+    """A test's value as the module takes and answers it: sequences are lists, what is absent is None."""
+    if isinstance(value, list):
+        return [given(part) for part in value]
+    return None if value is None else tensor_of(value)
 
 
 def module_of(case: Any, constants: bool) -> tuple[torch.fx.GraphModule, int]:
@@ -124,8 +131,8 @@ def judge(case: Any) -> Verdict:
         return Verdict(case.name, "refused", str(refusal))
     for inputs, outputs in case.data_sets:
         with torch.no_grad():
-            results = module(*[tensor_of(value) for value in inputs[:n_inputs]])
-        why = difference(results, [tensor_of(value) for value in outputs], case.rtol)
+            results = module(*[given(value) for value in inputs[:n_inputs]])
+        why = difference(results, [given(value) for value in outputs], case.rtol)
         if why:
             return Verdict(case.name, "wrong", why)
     return Verdict(case.name, "passed")
@@ -137,11 +144,17 @@ def verdicts(op: str) -> list[Verdict]:
     return [judge(case) for case in cases().get(op, [])]
 
 
-def difference(results: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], rtol: float) -> str:
+def difference(results: Sequence[Any], expected: Sequence[Any], rtol: float) -> str:
     """How outputs differ from what is expected, empty when they agree."""
     if len(results) != len(expected):
         return f"{len(results)} outputs instead of {len(expected)}"
     for result, wanted in zip(results, expected, strict=True):
+        if not isinstance(result, torch.Tensor) or not isinstance(wanted, torch.Tensor):
+            if not isinstance(result, list) or not isinstance(wanted, list):
+                return f"{type(result).__name__} instead of {type(wanted).__name__}"
+            if why := difference(result, wanted, rtol):
+                return f"in a sequence: {why}"
+            continue
         if result.dtype != wanted.dtype or result.shape != wanted.shape:
             return f"{result.dtype}{list(result.shape)} instead of {wanted.dtype}{list(wanted.shape)}"
         wide = torch.complex128 if result.is_complex() else torch.float64
@@ -159,6 +172,23 @@ def test_node_tests_are_right_or_refused_when_all_are_run() -> None:
     print(f"node tests: {n_passed} passed, {n_refused} refused, {len(wrong)} wrong")
     assert not wrong
     assert n_passed >= N_LEAST_PASSED
+    standard = {case.name for of_op in cases().values() for case in of_op if is_standard(case)}
+    assert (
+        sum(v.kind == "refused" for v in found if v.name in standard)
+        <= N_MOST_REFUSED
+        <= 0.02 * len(standard)
+    )
+
+
+def test_reason_names_the_operator_when_a_node_test_is_refused() -> None:
+    names = [name for of_reason in NOT_TRANSLATED.values() for name in of_reason]
+    refused = [v for op in cases() for v in verdicts(op) if v.kind == "refused"]
+    standard = {case.name for of_op in cases().values() for case in of_op if is_standard(case)}
+    for verdict in refused:
+        if verdict.name in standard and "STRING" not in verdict.why:
+            assert any(f"no translation for operator {name} of domain" in verdict.why for name in names), (
+                verdict
+            )
 
 
 @pytest.mark.parametrize("op", sorted(name for domain, name in TABLE if domain == ""))
@@ -168,3 +198,11 @@ def test_operator_passes_its_node_tests_when_not_refused(op: str) -> None:
     refused = [f"{v.name}: {v.why}" for v in found if v.kind == "refused"]
     assert len(refused) <= REFUSED.get(op, 0), refused
     assert len(refused) < len(found) or op in WITHOUT_NODE_TEST
+
+
+def test_table_of_operators_is_current() -> None:
+    from scripts import write_operators
+
+    assert write_operators.PLACE.read_text() == write_operators.text(), (
+        "run: python -m scripts.write_operators"
+    )

@@ -26,11 +26,12 @@ def capability(device: Device, graph: Graph, precision: str) -> dict[str, Suppor
             f"expected one of {', '.join(device.precisions)}"
         )
         return {name: Support(False, reason) for name in graph.nodes}
+    from hal_torch import edges
     from hal_torch.bridge import refusals
     from hal_torch.environment import environment_kept
 
     with environment_kept():
-        refused = refusals(graph.model)
+        refused = edges.refusals(graph, device.kind == "cpu") | refusals(graph.model)
     return {name: Support(False, refused[name]) if name in refused else Support(True) for name in graph.nodes}
 
 

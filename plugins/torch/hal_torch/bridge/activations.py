@@ -130,6 +130,17 @@ def swish(node: OpNode) -> Call:
     return call(functional.silu, node.input(0)) if alpha == 1.0 else call(silu_with, node.input(0), alpha)
 
 
+def gated(a: torch.Tensor, b: torch.Tensor, alpha: float) -> torch.Tensor:
+    """`a * sigmoid(alpha * a) * b`."""
+    return (functional.silu(a) if alpha == 1.0 else silu_with(a, alpha)) * b
+
+
+@operator("SwiGLU", 28)
+def swiglu(node: OpNode) -> Call:
+    """`a * sigmoid(alpha * a) * b`."""
+    return call(gated, node.input(0), node.input(1), node.number("alpha", 1.0))
+
+
 def shrunk(x: torch.Tensor, lambd: float, bias: float) -> torch.Tensor:
     """Move x towards zero by bias where it is beyond lambd, else 0."""
     moved = torch.where(x < -lambd, x + bias, torch.zeros_like(x))

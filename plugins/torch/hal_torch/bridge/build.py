@@ -19,13 +19,19 @@ from torch._subclasses.fake_tensor import (
 )
 
 from hal.errors import UnsupportedGraph, problems
-from hal_torch.bridge.dtypes import TORCH, to_torch
+from hal_torch.bridge.dtypes import carried, holder, to_torch
 from hal_torch.bridge.node import Branch, Call, Operand, OpNode, Refused
-from hal_torch.bridge.table import domain_of, lookup, translate
+from hal_torch.bridge.table import domain_of, lookup, moves, translate
 from hal_torch.bridge.weights import LOWERABLE
 
 _UNKNOWN_UNTIL_RUN = (DataDependentOutputException, DynamicOutputShapeException)
 _TORCH_SAYS_NO = (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError)
+
+
+_CHANGE_TYPE = frozenset(
+    {"Cast", "CastLike", "DequantizeLinear", "QuantizeLinear", "BitCast", "Shape", "Size"}
+)
+"""Operators that move or convert values of every type into another type than that of their first input."""
 
 
 class _Cascaded(Refused):
@@ -128,23 +134,26 @@ class Builder:
             operand = Operand(value.name or "", n_uses=len(value.uses()))
             operand.fx = self._placeholder(operand.name)
             self._known[value] = operand
-            if value.type is not None and not isinstance(value.type, ir.TensorType):
-                self._poisoned[value] = f"input {value.name} is no tensor"
-            elif value.dtype is not None and value.dtype not in TORCH:
+            dtype = _tensor_dtype(value)
+            if value.dtype is not None and holder(value.dtype) is None:
                 self._poisoned[value] = f"input {value.name}: {value.dtype.name} has no PyTorch dtype"
-            elif value.dtype is not None:
-                operand.dtype_hint = TORCH[value.dtype]
+            elif dtype is not None:
+                operand.dtype_hint, operand.kind = dtype, carried(value.dtype)
                 if value.shape is not None and value.shape.is_static():
                     sizes = tuple(int(d) for d in value.shape.numpy())
                     with self._shared.fake_mode:
-                        operand.fake = torch.empty(sizes, dtype=operand.dtype_hint)
+                        operand.fake = torch.empty(sizes, dtype=dtype)
 
     def declare_branch_inputs(self, inputs: Sequence[ir.Value], operands: Sequence[Operand]) -> None:
         """Make a placeholder for each input of a branch, with what is known of its shape."""
         for value, outer in zip(inputs, operands, strict=True):
             name = value.name or ""
             self._known[value] = Operand(
-                name, fake=outer.fake, fx=self._placeholder(name), dtype_hint=outer.dtype_hint
+                name,
+                fake=outer.fake,
+                fx=self._placeholder(name),
+                dtype_hint=outer.dtype_hint or _tensor_dtype(value),
+                kind=outer.kind,
             )
 
     def translate_nodes(self, graph: ir.Graph) -> None:
@@ -172,10 +181,10 @@ class Builder:
         if outer.const is not None:
             inner = Operand(outer.name, const=outer.const, n_uses=outer.n_uses, lower=outer.lower)
         else:
-            inner = Operand(
-                outer.name, fake=outer.fake, fx=self._placeholder(outer.name), dtype_hint=outer.dtype_hint
-            )
+            fx = self._placeholder(outer.name)
+            inner = Operand(outer.name, fake=outer.fake, fx=fx, dtype_hint=outer.dtype_hint)
             self._captures.append(outer)
+        inner.kind = outer.kind
         self._known[value] = inner
         return inner
 
@@ -234,7 +243,10 @@ class Builder:
             if value.const_value is None:
                 raise Refused("it has no value")
             self._known[value] = Operand(
-                value.name or "", const=to_torch(value.const_value), n_uses=len(value.uses())
+                value.name or "",
+                const=to_torch(value.const_value),
+                n_uses=len(value.uses()),
+                kind=carried(value.const_value.dtype),
             )
         except Refused as refused:
             # Only a node that reads it has to be refused; see _translate.
@@ -264,9 +276,21 @@ class Builder:
             self._owner = owner_before
         for value, operand in zip(node.outputs, outputs, strict=False):
             operand.n_uses = max(operand.n_uses, len(value.uses()))
-            if value.dtype is not None and operand.dtype_hint is None:
-                operand.dtype_hint = TORCH.get(value.dtype)
+            operand.dtype_hint = operand.dtype_hint or _tensor_dtype(value)
+            if not isinstance(result, list):
+                operand.kind = self._kind(node, value, operands, result)
             self._known[value] = operand
+
+    @staticmethod
+    def _kind(
+        node: ir.Node, value: ir.Value, inputs: Sequence[Operand | None], made: Call | torch.Tensor
+    ) -> ir.DataType | None:
+        """The element type of an output when PyTorch lacks it; without a declared type it is the input's."""
+        if isinstance(made, Call) and made.kind is not None:
+            return made.kind
+        if value.dtype is not None or not moves(node) or not inputs or inputs[0] is None:
+            return carried(value.dtype)
+        return None if node.op_type in _CHANGE_TYPE else inputs[0].kind
 
     def _check_poison(self, value: ir.Value) -> None:
         """Raise when a value cannot be read, here or in the outer graphs.
@@ -285,6 +309,8 @@ class Builder:
         """Evaluate a call now when all is known, else add it to the graph."""
         operands = list(_operands(made.args)) + list(_operands(tuple(made.kwargs.values())))
         names = [value.name or "" for value in node.outputs]
+        if made.opaque:
+            return self._add(node, made, names, [None])
         if made.foldable and all(operand.const is not None for operand in operands):
             tensors = _as_tuple(self._evaluate(made, lambda operand: operand.const), len(names))
             return [Operand(name, const=tensor) for name, tensor in zip(names, tensors, strict=False)]
@@ -400,6 +426,11 @@ def _without_log() -> Iterator[None]:
         yield
     finally:
         log.disabled = before
+
+
+def _tensor_dtype(value: ir.Value) -> torch.dtype | None:
+    """The dtype of a value that is declared to be a tensor, else None."""
+    return holder(value.dtype) if isinstance(value.type, ir.TensorType) else None
 
 
 def _operands(arguments: object) -> Iterable[Operand]:

@@ -211,3 +211,43 @@ def scan_node(node: OpNode) -> Call:
     )
     fakes = [None] * len(branch.outputs)
     return Call(module, (*operands, *branch.captures), fakes=fakes, foldable=False)
+
+
+class BatchedScan(torch.nn.Module):
+    """Run a scan for each sample of a batch.
+
+    Args:
+        scan: Takes states, scanned inputs and captured values of one sample.
+        n_batched: How many of its arguments have a batch dimension in front.
+    """
+
+    def __init__(self, scan: torch.nn.Module, n_batched: int) -> None:
+        super().__init__()
+        self.scan = scan
+        self.n_batched = n_batched
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Last states, then the stacked outputs, each with the batch dimension in front."""
+        batched, captured = inputs[: self.n_batched], inputs[self.n_batched :]
+        samples = [self.scan(*parts, *captured) for parts in zip(*(x.unbind() for x in batched), strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
+
+
+@operator("Scan", 8, any_type=True)
+def scan_8(node: OpNode) -> Call:
+    """A loop over slices, for each sample of a batch."""
+    if node.optional(0) is not None:
+        raise Refused("input `sequence_lens` of Scan before operator set 9 is not translated")
+    n_scanned = node.integer("num_scan_inputs", 0)
+    operands = [node.input(i) for i in range(1, len(node.inputs))]
+    n_states = len(operands) - n_scanned
+    branch = _branch(node, "body", [Operand(operand.name, dtype_hint=operand.dtype) for operand in operands])
+    n_out = len(branch.outputs) - n_states
+    if any(operand.shape is not None and 0 in operand.shape for operand in operands):
+        raise Refused("a scan over nothing is not translated")
+    directions = node.integers("directions") or (0,) * n_scanned
+    forward = (0,) * n_out
+    scan = ScanModule(branch.module, n_states, (0,) * n_scanned, directions, forward, forward)
+    fakes = [None] * len(branch.outputs)
+    module = BatchedScan(scan, len(operands))
+    return Call(module, (*operands, *branch.captures), fakes=fakes, foldable=False)

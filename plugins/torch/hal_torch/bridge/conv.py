@@ -200,16 +200,41 @@ def fold_2d(
     return functional.fold(x, image, block, dilation, pads, stride)
 
 
+def fold(
+    x: torch.Tensor,
+    image: tuple[int, ...],
+    block: tuple[int, ...],
+    pads: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> torch.Tensor:
+    """Like fold_2d over any number of dimensions, with padding that may differ between the ends."""
+    places = torch.zeros(1, 1, dtype=torch.int64, device=x.device)
+    inside = torch.ones(1, 1, dtype=torch.bool, device=x.device)
+    # One axis after the other: the place of each element of a block at each step, in the flattened image.
+    for axis, size in enumerate(image):
+        reach = dilation[axis] * (block[axis] - 1) + 1
+        n_steps = (size + pads[axis] + pads[len(image) + axis] - reach) // stride[axis] + 1
+        steps = torch.arange(n_steps, device=x.device) * stride[axis] - pads[axis]
+        at = torch.arange(block[axis], device=x.device).unsqueeze(1) * dilation[axis] + steps
+        fits = (at >= 0) & (at < size)
+        places = (places[:, None, :, None] * size + at[None, :, None]).flatten(2, 3).flatten(0, 1)
+        inside = (inside[:, None, :, None] & fits[None, :, None]).flatten(2, 3).flatten(0, 1)
+    columns = x.reshape(x.shape[0], -1, places.shape[0], places.shape[1]) * inside
+    flat = x.new_zeros(*columns.shape[:2], math.prod(image))
+    where = torch.where(inside, places, 0).reshape(-1)
+    return flat.index_add(2, where, columns.flatten(2)).reshape(*columns.shape[:2], *image)
+
+
 @operator("Col2Im", 18)
 def col_to_im(node: OpNode) -> Call:
-    """Columns to a two-dimensional image."""
+    """Columns to an image."""
     image, block = node.const_ints(1, "image_shape"), node.const_ints(2, "block_shape")
     if image is None or block is None:
         raise Refused("image_shape or block_shape is missing")
-    if len(image) != 2:
-        raise Refused(f"an image of {len(image)} dimensions is not translated, only of 2")
-    pads = node.integers("pads") or (0, 0, 0, 0)
-    if pads[:2] != pads[2:]:
-        raise Refused(f"pads {pads} differ between the two ends")
-    stride, dilation = node.integers("strides") or (1, 1), node.integers("dilations") or (1, 1)
+    n_dims = len(image)
+    pads = node.integers("pads") or (0,) * (2 * n_dims)
+    stride, dilation = node.integers("strides") or (1,) * n_dims, node.integers("dilations") or (1,) * n_dims
+    if n_dims != 2 or pads[:2] != pads[2:]:
+        return call(fold, node.input(0), image, block, pads, stride, dilation)
     return call(fold_2d, node.input(0), image, block, pads[:2], stride, dilation)

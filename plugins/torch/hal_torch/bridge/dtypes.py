@@ -17,6 +17,7 @@ TORCH: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT8E4M3FNUZ: torch.float8_e4m3fnuz,
     ir.DataType.FLOAT8E5M2: torch.float8_e5m2,
     ir.DataType.FLOAT8E5M2FNUZ: torch.float8_e5m2fnuz,
+    ir.DataType.FLOAT8E8M0: torch.float8_e8m0fnu,
     ir.DataType.INT8: torch.int8,
     ir.DataType.INT16: torch.int16,
     ir.DataType.INT32: torch.int32,
@@ -31,16 +32,41 @@ TORCH: dict[ir.DataType, torch.dtype] = {
 }
 """Every ONNX element type that PyTorch holds with the same values."""
 
-NARROW = frozenset({ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.INT2, ir.DataType.UINT2})
-"""Integers that PyTorch has no tensors of; constants of them are held as int8 for DequantizeLinear."""
+CARRIED: dict[ir.DataType, torch.dtype] = {
+    ir.DataType.INT4: torch.int8,
+    ir.DataType.UINT4: torch.uint8,
+    ir.DataType.INT2: torch.int8,
+    ir.DataType.UINT2: torch.uint8,
+    ir.DataType.FLOAT4E2M1: torch.float16,
+    ir.DataType.FLOAT6E2M3: torch.float16,
+    ir.DataType.FLOAT6E3M2: torch.float16,
+}
+"""Element types that PyTorch has no tensors of, with the type that holds their values; see narrow.py."""
 
-_SAME_BITS: dict[torch.dtype, type[np.generic]] = {
+SAME_BITS: dict[torch.dtype, type[np.generic]] = {
     torch.bfloat16: np.uint16,
     torch.float8_e4m3fn: np.uint8,
     torch.float8_e4m3fnuz: np.uint8,
     torch.float8_e5m2: np.uint8,
     torch.float8_e5m2fnuz: np.uint8,
+    torch.float8_e8m0fnu: np.uint8,
 }
+"""The integers with the bits of the types that numpy lacks."""
+
+
+_NUMPY = {torch.int8: np.int8, torch.uint8: np.uint8, torch.float16: np.float16}
+
+
+def holder(dtype: ir.DataType | None) -> torch.dtype | None:
+    """The PyTorch dtype that holds the values of an element type, None when unknown or there is none."""
+    if dtype is None:
+        return None
+    return TORCH.get(dtype) or CARRIED.get(dtype)
+
+
+def carried(dtype: ir.DataType | None) -> ir.DataType | None:
+    """The element type when another one has to hold its values, else None."""
+    return dtype if dtype in CARRIED else None
 
 
 def torch_dtype(dtype: ir.DataType) -> torch.dtype:
@@ -61,16 +87,17 @@ def torch_dtype_of(code: int) -> torch.dtype:
 
 
 def to_torch(tensor: ir.TensorProtocol) -> torch.Tensor:
-    """Copy an ONNX tensor into a PyTorch tensor on the CPU, bit for bit (NARROW as int8).
+    """Copy an ONNX tensor into a PyTorch tensor on the CPU, bit for bit (CARRIED by value).
 
     Raises:
         Refused: PyTorch has no dtype for its elements.
     """
-    if tensor.dtype in NARROW:
-        return torch.from_numpy(tensor.numpy().astype(np.int8)).reshape(tuple(tensor.shape.numpy()))
+    if tensor.dtype in CARRIED:
+        values = tensor.numpy().astype(_NUMPY[CARRIED[tensor.dtype]])
+        return torch.from_numpy(values).reshape(tuple(tensor.shape.numpy()))
     dtype = torch_dtype(tensor.dtype)
     array = np.ascontiguousarray(tensor.numpy())
-    same_bits = _SAME_BITS.get(dtype)
+    same_bits = SAME_BITS.get(dtype)
     if same_bits is not None:
         bits = torch.from_numpy(array.view(same_bits).copy())
         return bits.view(dtype).reshape(tuple(tensor.shape.numpy()))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 
+import numpy as np
+import onnx_ir as ir
 import torch
 
-from hal_torch.bridge.dtypes import torch_dtype_of
+from hal_torch.bridge.dtypes import CARRIED, torch_dtype, torch_dtype_of
+from hal_torch.bridge.narrow import FLOAT8, to_float8, to_float8e8m0, to_narrow
 from hal_torch.bridge.node import Argument, Call, Operand, OpNode, Refused, call
 from hal_torch.bridge.table import add, operator
+from hal_torch.bridge.unsigned import UNSIGNED
 
 UNARY: dict[str, Callable[..., torch.Tensor]] = {
     "Abs": torch.abs,
@@ -63,13 +67,16 @@ LOGICAL: dict[str, Callable[..., torch.Tensor]] = {
 """Like BINARY, on booleans only."""
 
 
+_NO_NUMBERS = frozenset({torch.bool}) | UNSIGNED
+
+
 def scalar_or(operand: Operand, other: Operand) -> Argument:
     """A Python number for a constant with one element, where that changes neither shape nor type.
 
     Numbers spare a broadcast and, unlike tensors, never widen a result under autocast.
     """
     const = operand.const
-    if const is None or const.numel() != 1 or other.const is not None or const.dtype == torch.bool:
+    if const is None or const.numel() != 1 or other.const is not None or const.dtype in _NO_NUMBERS:
         return operand
     if other.rank is None or other.rank < const.dim() or other.dtype != const.dtype:
         return operand
@@ -99,19 +106,30 @@ for _name, _function in LOGICAL.items():
     add(_name, 1, _binary(_function, scalars=False))
 
 
+def quotient(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Quotient of a type that is known only while the model runs."""
+    return torch.div(left, right, rounding_mode=None if left.is_floating_point() else "trunc")
+
+
 @operator("Div")
 def div(node: OpNode) -> Call:
     """Quotient; integers are cut towards zero."""
     left, right = node.input(0), node.input(1)
     if node.version < 7 and node.attribute("broadcast") is not None:
         raise Refused("attribute `broadcast` of operator sets before 7 is not translated")
-    if node.dtype(0).is_floating_point:
+    if left.dtype is None:
+        return call(quotient, left, right)
+    if left.dtype.is_floating_point:
         return call(torch.div, left, scalar_or(right, left))
     return call(torch.div, left, scalar_or(right, left), rounding_mode="trunc")
 
 
 def power(base: torch.Tensor, exponent: torch.Tensor | float) -> torch.Tensor:
     """Power in the type of the base."""
+    if isinstance(exponent, torch.Tensor) and exponent.dtype in UNSIGNED:
+        exponent = exponent.to(torch.float64 if base.is_floating_point() else torch.int64)
+    if base.dtype in UNSIGNED:
+        return torch.pow(base.to(torch.int64), exponent).to(base.dtype)
     return torch.pow(base, exponent).to(base.dtype)
 
 
@@ -188,7 +206,9 @@ def clip(node: OpNode) -> Call:
 
 
 def _limit(operand: Operand | None) -> Argument:
-    return operand.const.item() if operand is not None and operand.const is not None else operand
+    if operand is None or operand.const is None or operand.const.dtype in UNSIGNED:
+        return operand
+    return operand.const.item()
 
 
 @operator("Clip", 6)
@@ -209,6 +229,8 @@ def same_bits(x: torch.Tensor, declared: torch.dtype, dtype: torch.dtype) -> tor
 def bit_cast(node: OpNode) -> Call:
     """Read the bits as a type of the same size."""
     dtype = torch_dtype_of(node.integer("to", 0))
+    if (kind := node.input(0).kind) is not None:
+        raise Refused(f"PyTorch has no bits of {kind.name}")
     if dtype.itemsize != node.dtype(0).itemsize:
         raise Refused(f"a bit cast from {node.dtype(0)} to {dtype}, which differ in size")
     return call(same_bits, node.input(0), node.dtype(0), dtype)
@@ -235,25 +257,39 @@ def identity_node(node: OpNode) -> Call:
 def dropout(node: OpNode) -> Call:
     """Nothing at inference; the mask keeps everything."""
     if node.version >= 12:
-        training = node.const(2, "training_mode")
+        training, ratio = node.const(2, "training_mode"), node.const(1, "ratio")
         if training is not None and bool(training.item()):
-            raise Refused("training_mode drops elements at random, so there is no one right answer")
+            return _dropping(node, 0.5 if ratio is None else float(ratio.item()))
     return call(identity if node.single else kept, node.input(0))
+
+
+def _dropping(node: OpNode, ratio: float) -> Call:
+    """Dropout with the mask of its seed, drawn as the ONNX reference does: the same at each call."""
+    x, seed = node.input(0), node.attribute("seed")
+    if ratio == 0:
+        return call(identity if node.single else kept, x)
+    if seed is None:
+        raise Refused(
+            "training_mode without `seed` drops elements at random, so there is no one right answer"
+        )
+    drawn = np.random.RandomState(seed.as_int()).uniform(0, 1, node.shape(0)) >= ratio
+    mask = x.derived(torch.from_numpy(np.asarray(drawn)), "_mask")
+    return call(scaled_mask if node.single else scaled_and_mask, x, mask, 1 / (1 - ratio))
+
+
+def scaled_mask(x: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """What the mask leaves, scaled so that the mean stays."""
+    return x * mask * scale
+
+
+def scaled_and_mask(x: torch.Tensor, mask: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the mask leaves, and the mask."""
+    return x * mask * scale, mask
 
 
 def kept(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The tensor and a mask that is true everywhere."""
     return x, torch.ones_like(x, dtype=torch.bool)
-
-
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
-"""The float8 dtypes, whose overflow needs care."""
-
-
-def to_float8(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Cast to a float8 dtype; what lies beyond its range, infinities too, becomes its largest value."""
-    largest = torch.finfo(dtype).max
-    return x.to(torch.float32).clamp(-largest, largest).to(dtype)
 
 
 def convert(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -267,23 +303,34 @@ def convert_like(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _cast(node: OpNode, dtype: torch.dtype) -> Call:
+    saturate = bool(node.integer("saturate", 1))
     if dtype in FLOAT8:
-        if not node.integer("saturate", 1):
-            raise Refused(f"cast to {dtype} without saturation is not what PyTorch does")
-        return call(to_float8, node.input(0), dtype)
+        return call(to_float8, node.input(0), dtype, saturate)
+    if dtype == torch.float8_e8m0fnu:
+        mode = node.text("round_mode", "up")
+        if mode not in ("up", "down", "nearest"):
+            raise Refused(f"round_mode `{mode}` is not one of up, down, nearest")
+        return call(to_float8e8m0, node.input(0), saturate, mode)
     return call(convert, node.input(0), dtype)
+
+
+def _cast_to_carried(node: OpNode, kind: ir.DataType) -> Call:
+    return Call(to_narrow, (node.input(0), kind), kind=kind)
 
 
 @operator("Cast", 6, any_type=True)
 def cast(node: OpNode) -> Call:
     """Change the element type."""
-    return _cast(node, torch_dtype_of(node.integer("to", 0)))
+    kind = ir.DataType(node.integer("to", 0))
+    return _cast_to_carried(node, kind) if kind in CARRIED else _cast(node, torch_dtype(kind))
 
 
 @operator("CastLike", 15, any_type=True)
 def cast_like(node: OpNode) -> Call:
     """Change the element type to that of the second input."""
-    dtype = node.input(1).dtype
-    if dtype is None:
-        return call(convert_like, node.input(0), node.input(1))
-    return _cast(node, dtype)
+    like = node.input(1)
+    if like.kind is not None:
+        return _cast_to_carried(node, like.kind)
+    if like.dtype is None:
+        return call(convert_like, node.input(0), like)
+    return _cast(node, like.dtype)

@@ -30,6 +30,7 @@ class Operand:
         n_uses: How many nodes and graph outputs read the value.
         lower: Whether lower_weights may cast this constant.
         dtype_hint: The dtype when the shape is not known.
+        kind: The ONNX element type when PyTorch lacks it and another dtype carries its values.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Operand:
     n_uses: int = 1
     lower: bool = False
     dtype_hint: torch.dtype | None = None
+    kind: ir.DataType | None = None
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -78,6 +80,8 @@ class Call:
         fakes: Shapes of the outputs when the function must not be evaluated on fake tensors;
             an entry is None when the shape of that output is unknown.
         foldable: Whether it may be evaluated once when every argument is known.
+        kind: The ONNX element type of the outputs when another dtype carries their values.
+        opaque: Whether the one output is no tensor, but a sequence or an optional value.
     """
 
     function: Callable[..., object]
@@ -85,6 +89,8 @@ class Call:
     kwargs: Mapping[str, Argument] = field(default_factory=dict)
     fakes: Sequence[torch.Tensor | None] | None = None
     foldable: bool = True
+    kind: ir.DataType | None = None
+    opaque: bool = False
 
 
 def call(function: Callable[..., object], *args: Argument, **kwargs: Argument) -> Call:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.nn import functional
 
@@ -32,11 +34,43 @@ def batch_norm(
     return functional.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
 
 
+def batch_norm_training(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    mean: torch.Tensor,
+    var: torch.Tensor,
+    epsilon: float,
+    momentum: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Normalise each channel with its own statistics; also the running ones, moved towards them."""
+    axes = [axis for axis in range(x.dim()) if axis != 1]
+    wide = x.to(mean.dtype)
+    own_var, own_mean = torch.var_mean(wide, axes, correction=0)
+    y = batch_norm(x, scale, bias, own_mean, own_var, epsilon)
+    return y, mean * momentum + own_mean * (1 - momentum), var * momentum + own_var * (1 - momentum)
+
+
+def batch_norm_training_alone(*args: Any) -> torch.Tensor:
+    """The first output of batch_norm_training."""
+    return batch_norm_training(*args)[0]
+
+
+@operator("BatchNormalization", 14)
+def batch_norm_14(node: OpNode) -> Call:
+    """Batch normalisation with stored statistics, or in training mode with its own."""
+    operands, epsilon = [node.input(i) for i in range(5)], node.number("epsilon", 1e-5)
+    if not node.integer("training_mode", 0):
+        return call(batch_norm, *operands, epsilon)
+    function = batch_norm_training_alone if node.single else batch_norm_training
+    return call(function, *operands, epsilon, node.number("momentum", 0.9))
+
+
 @operator("BatchNormalization", 7)
 def batch_norm_node(node: OpNode) -> Call:
     """Batch normalisation with stored statistics."""
-    if node.integer("training_mode", 0) or (node.version < 14 and len(node.node.outputs) > 1):
-        raise Refused("training_mode updates statistics, only inference is translated")
+    if node.version < 14 and len(node.node.outputs) > 1:
+        raise Refused("several outputs mean training, translated from operator set 14 on")
     if node.version < 9 and not node.integer("spatial", 1):
         raise Refused("attribute `spatial` 0 (statistics per element) is not translated")
     operands = [node.input(i) for i in range(5)]

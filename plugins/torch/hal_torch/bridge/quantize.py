@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import onnx_ir as ir
 import torch
 from torch.nn import functional
 
 from hal_torch.bridge.conv import CONV, kernel_of, pads_of, spatial, torch_pads
-from hal_torch.bridge.dtypes import NARROW, torch_dtype_of
-from hal_torch.bridge.elementwise import FLOAT8, to_float8
+from hal_torch.bridge.dtypes import CARRIED, holder, torch_dtype_of
+from hal_torch.bridge.narrow import FLOAT8, RANGES, to_float8, to_small_float
 from hal_torch.bridge.node import Call, OpNode, Refused, call
 from hal_torch.bridge.table import operator
 
@@ -35,18 +38,39 @@ def quantize(
     x: torch.Tensor,
     scale: torch.Tensor,
     zero: torch.Tensor | None,
-    dtype: torch.dtype,
+    kind: ir.DataType | torch.dtype,
     axis: int,
     block: int,
+    saturate: bool,
+    precision: torch.dtype | None,
 ) -> torch.Tensor:
-    """round(x / scale) + zero, halves to even, limited to the dtype's range."""
-    ratio = x / along(scale, x, axis, block).to(x.dtype)
-    if dtype in FLOAT8:
-        return to_float8(ratio, dtype)
+    """round(x / scale) + zero, halves to even, limited to the range of the type.
+
+    Args:
+        x: Floats.
+        scale: One, one per index of an axis, or one per block.
+        zero: Like the scale; None for zero.
+        kind: The type of the result; an ONNX type where PyTorch has none.
+        axis: Of the scale.
+        block: Elements per scale along the axis; 0 without blocks.
+        saturate: Whether float8 is limited to its range.
+        precision: The type to divide in; None for that of x.
+    """
+    wide = x if precision is None else x.to(precision)
+    ratio = wide / along(scale, x, axis, block).to(wide.dtype)
+    if isinstance(kind, torch.dtype) and kind in FLOAT8:
+        return to_float8(ratio, kind, saturate)
+    if isinstance(kind, ir.DataType) and kind not in RANGES:
+        return to_small_float(ratio if zero is None else ratio + along(zero, x, axis, block), kind)
     whole = torch.round(ratio).to(torch.float32)
     if zero is not None:
         whole = whole + along(zero.to(torch.float32), x, axis, block)
-    return saturated(whole, dtype)
+    if isinstance(kind, torch.dtype):
+        return saturated(whole, kind)
+    return torch.clamp(whole, *RANGES[kind]).to(CARRIED[kind])
+
+
+_QUANTIZED = (torch.int8, torch.uint8, torch.int16, torch.uint16, *FLOAT8)
 
 
 @operator("QuantizeLinear", 10, any_type=True)
@@ -54,21 +78,24 @@ def quantize_linear(node: OpNode) -> Call:
     """Quantize."""
     zero = node.optional(2)
     code = node.integer("output_dtype", 0)
-    if zero is not None:
-        value = node.node.inputs[2]
-        if value is not None and value.dtype in NARROW:
-            raise Refused(f"PyTorch has no tensors of {value.dtype.name}")
-        dtype = node.dtype(2)
-    else:
-        dtype = torch_dtype_of(code) if code else torch.uint8
-    if dtype in FLOAT8 and not node.integer("saturate", 1):
-        raise Refused(f"conversion to {dtype} without saturation is not what PyTorch does")
-    if node.integer("precision", 0):
-        raise Refused("attribute `precision` is not translated")
-    if dtype not in (torch.int8, torch.uint8, torch.int16, torch.uint16, *FLOAT8):
+    kind = ir.DataType(code) if zero is None else zero.kind
+    dtype = node.dtype(2) if zero is not None else holder(kind) if code else torch.uint8
+    carried = kind if kind in CARRIED else None
+    if carried is None and dtype not in _QUANTIZED:
         raise Refused(f"quantization to {dtype} is not translated")
-    operands = (node.input(0), node.input(1), zero)
-    return call(quantize, *operands, dtype, node.integer("axis", 1), node.integer("block_size", 0))
+    precision = node.integer("precision", 0)
+    call_ = call(
+        quantize,
+        node.input(0),
+        node.input(1),
+        zero,
+        carried or dtype,
+        node.integer("axis", 1),
+        node.integer("block_size", 0),
+        bool(node.integer("saturate", 1)),
+        torch_dtype_of(precision) if precision else None,
+    )
+    return replace(call_, kind=carried)
 
 
 def dequantize(

@@ -62,9 +62,6 @@ def _check(node: OpNode) -> tuple[bool, str]:
         raise Refused("attribute `clip` is not translated")
     if node.integer("input_forget", 0):
         raise Refused("attribute `input_forget` is not translated")
-    peephole = node.const(7, "P") if node.op == "LSTM" else None
-    if peephole is not None and bool(peephole.any()):
-        raise Refused("peephole weights (input P) are not translated")
     _check_lengths(node)
     return bool(node.integer("layout", 0)), direction
 
@@ -169,9 +166,65 @@ def _layer(node: OpNode, kind: str, states: tuple[Operand | None, ...]) -> Call:
     return call(recurrent, node.input(0), weights, states, *options)
 
 
+def lstm_with_peepholes(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    r: torch.Tensor,
+    b: torch.Tensor | None,
+    states: tuple[torch.Tensor | None, ...],
+    p: torch.Tensor,
+    batch_first: bool,
+    direction: str,
+) -> tuple[torch.Tensor, ...]:
+    """LSTM whose gates see the cell state, step by step. Source: ONNX specification of LSTM.
+
+    Args:
+        x: float[time, batch, features], or batch first.
+        w: float[directions, 4 * hidden, features], gates in the order iofc.
+        r: float[directions, 4 * hidden, hidden].
+        b: float[directions, 8 * hidden]; None for zeros.
+        states: Initial hidden and cell state, None for zeros.
+        p: float[directions, 3 * hidden], peepholes in the order iof.
+        batch_first: ONNX's layout 1.
+        direction: forward, reverse or bidirectional.
+    """
+    n_directions, hidden = r.shape[0], r.shape[2]
+    x, first = _with_time_first(x, states, batch_first, n_directions, hidden)
+    outputs, last_h, last_c = [], [], []
+    for d in range(n_directions):
+        backwards = direction == "reverse" or d == 1
+        bias = x.new_zeros(4 * hidden) if b is None else b[d].reshape(2, -1).sum(0)
+        products = torch.matmul(x, w[d].t()) + bias
+        to_i, to_o, to_f = p[d].chunk(3)
+        h, c, steps = first[0][d], first[1][d], []
+        for step in reversed(range(x.shape[0])) if backwards else range(x.shape[0]):
+            i, o, f, g = (products[step] + h @ r[d].t()).chunk(4, -1)
+            seen = c
+            c = torch.sigmoid(f + to_f * seen) * seen + torch.sigmoid(i + to_i * seen) * torch.tanh(g)
+            h = torch.sigmoid(o + to_o * c) * torch.tanh(c)
+            steps.append(h)
+        outputs.append(torch.stack(steps[::-1] if backwards else steps))
+        last_h.append(h)
+        last_c.append(c)
+    last = [torch.stack(last_h), torch.stack(last_c)]
+    return _as_onnx(torch.cat(outputs, -1), last, batch_first, n_directions)
+
+
+def only_with_peepholes(*args: Any) -> torch.Tensor:
+    """The first output of lstm_with_peepholes."""
+    return lstm_with_peepholes(*args)[0]
+
+
 @operator("LSTM", 7)
 def lstm(node: OpNode) -> Call:
-    """Long short-term memory."""
+    """Long short-term memory, fused unless gates see the cell state."""
+    peephole = node.optional(7)
+    if peephole is not None and (peephole.const is None or bool(peephole.const.any())):
+        batch_first, direction = _check(node)
+        states = (node.optional(5), node.optional(6))
+        operands = (node.input(0), node.input(1), node.input(2), node.optional(3), states, peephole)
+        function = only_with_peepholes if node.single else lstm_with_peepholes
+        return call(function, *operands, batch_first, direction)
     return _layer(node, "LSTM", (node.optional(5), node.optional(6)))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import onnx_ir as ir
 import torch
 
-from hal_torch.bridge.dtypes import NARROW, TORCH, to_torch
+from hal_torch.bridge.dtypes import carried, holder, to_torch
 from hal_torch.bridge.node import Call, Operand, OpNode, Refused, Undecided
-from hal_torch.bridge.unsigned import UNSIGNED, InInt64, computes_in_int64
+from hal_torch.bridge.unsigned import UNSIGNED, computing
 
 Translate = Callable[[OpNode], "Call | torch.Tensor | list[Operand]"]
 """Answers a call, a constant, or the operands that already hold the outputs."""
@@ -76,6 +77,11 @@ def lookup(node: ir.Node, version: int) -> Translate:
     )
 
 
+def moves(node: ir.Node) -> bool:
+    """Whether an operator moves or converts values without computing, so that every dtype is right."""
+    return (domain_of(node), node.op_type) in _ANY_TYPE
+
+
 def translate(node: OpNode) -> Call | torch.Tensor | list[Operand]:
     """Translate one node.
 
@@ -84,28 +90,19 @@ def translate(node: OpNode) -> Call | torch.Tensor | list[Operand]:
         Undecided: The node is judged alone and needs its graph.
     """
     found = lookup(node.node, node.version)
-    for value in node.node.inputs:
-        if value is not None and value.dtype in NARROW and node.op != "DequantizeLinear":
-            raise Refused(f"PyTorch has no tensors of {value.dtype.name} (input {value.name})")
-    if (domain_of(node.node), node.op) not in _ANY_TYPE:
+    if not moves(node.node):
         for operand in node.inputs:
+            if operand is not None and operand.kind is not None:
+                raise Refused(f"PyTorch does not compute with {operand.kind.name} (input {operand.name})")
             if operand is None or operand.dtype not in UNSIGNED:
                 continue
-            if domain_of(node.node) == "" and computes_in_int64(node.op, operand.dtype):
-                return _widened(found(node), operand.dtype)
+            made = found(node)
+            if domain_of(node.node) == "" and isinstance(made, Call):
+                function = computing(node.op, operand.dtype, made.function)
+                if function is not None:
+                    return replace(made, function=function)
             raise Refused(f"PyTorch does not compute with {operand.dtype} (input {operand.name})")
     return found(node)
-
-
-def _widened(made: Call | torch.Tensor | list[Operand], dtype: torch.dtype) -> Call:
-    """A call on unsigned integers computed in int64.
-
-    Raises:
-        Refused: The translation is not a call.
-    """
-    if not isinstance(made, Call):
-        raise Refused(f"PyTorch does not compute with {dtype}")
-    return Call(InInt64(made.function, dtype), made.args, made.kwargs)
 
 
 def unsupported(node: ir.Node, opset: int) -> str | None:
@@ -134,9 +131,9 @@ def _alone(value: ir.Value | None) -> Operand | None:
     """What is known of an input without its graph."""
     if value is None or not value.name:
         return None
-    if value.dtype is not None and value.dtype not in TORCH and value.dtype not in NARROW:
+    hint, kind = holder(value.dtype), carried(value.dtype)
+    if value.dtype is not None and hint is None:
         raise Refused(f"input {value.name} is {value.dtype.name}, which PyTorch does not have")
     if value.const_value is not None:
-        return Operand(value.name, const=to_torch(value.const_value))
-    hint = None if value.dtype is None else TORCH.get(value.dtype)
-    return Operand(value.name, dtype_hint=hint)
+        return Operand(value.name, const=to_torch(value.const_value), kind=kind)
+    return Operand(value.name, dtype_hint=hint, kind=kind)

@@ -181,14 +181,63 @@ def roi_align(
     return torch.stack(pooled).to(x.dtype) if pooled else x.new_zeros(0, x.shape[1], *size)
 
 
+def corner_weights(
+    start: torch.Tensor, length: torch.Tensor, n_bins: int, n_samples: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two places of an axis that each sample of each bin lies between, and their weights.
+
+    Returns:
+        int64[bins, samples, 2] and float32[bins, samples, 2]; weights are 0 outside the image.
+    """
+    count = n_samples if n_samples > 0 else max(int(torch.ceil(length / n_bins)), 1)
+    step = torch.arange(n_bins * count, dtype=start.dtype, device=start.device)
+    place = start + (step + 0.5) * (length / n_bins) / count
+    inside = (place >= -1) & (place <= size)
+    place = place.clamp(0, size - 1)
+    low = place.floor().to(torch.int64)
+    high = (low + 1).clamp(max=size - 1)
+    far = place - low
+    weights = torch.stack((1 - far, far), -1) * inside.unsqueeze(-1)
+    return torch.stack((low, high), -1).reshape(n_bins, count, 2), weights.reshape(n_bins, count, 2)
+
+
+def roi_max(
+    x: torch.Tensor,
+    rois: torch.Tensor,
+    batch: torch.Tensor,
+    size: tuple[int, int],
+    n_samples: int,
+    scale: float,
+    offset: float,
+) -> torch.Tensor:
+    """float32[rois, channels, height, width], largest weighted corner of all samples in each bin.
+
+    Source: ONNX reference implementation of RoiAlign, which takes the corners of a sample one by one.
+    """
+    pooled = []
+    for roi, index in zip(rois * scale - offset, batch, strict=True):
+        left, top, right, bottom = roi.unbind()
+        width, height = right - left, bottom - top
+        if offset == 0:
+            width, height = width.clamp(min=1), height.clamp(min=1)
+        rows, by_row = corner_weights(top, height, size[0], n_samples, x.shape[2])
+        columns, by_column = corner_weights(left, width, size[1], n_samples, x.shape[3])
+        image = x.index_select(0, index.reshape(1))[0].to(by_row.dtype)
+        read = image[:, rows.reshape(-1)][:, :, columns.reshape(-1)]
+        weighted = read * by_row.reshape(-1, 1) * by_column.reshape(-1)
+        pooled.append(weighted.reshape(x.shape[1], size[0], -1, size[1], columns[0].numel()).amax((2, 4)))
+    return torch.stack(pooled).to(x.dtype) if pooled else x.new_zeros(0, x.shape[1], *size)
+
+
 @operator("RoiAlign", 10)
 def roi_align_node(node: OpNode) -> Call:
     """Pooling of regions."""
-    if node.text("mode", "avg") != "avg":
-        raise Refused("mode `max` is read differently by different runtimes")
+    mode = node.text("mode", "avg")
+    if mode not in ("avg", "max"):
+        raise Refused(f"mode `{mode}` is not one of avg, max")
     pixel = node.text("coordinate_transformation_mode", "half_pixel")
     offset = 0.5 if node.version >= 16 and pixel == "half_pixel" else 0.0
     size = (node.integer("output_height", 1), node.integer("output_width", 1))
     operands = (node.input(0), node.input(1), node.input(2))
     options = (node.integer("sampling_ratio", 0), node.number("spatial_scale", 1.0), offset)
-    return call(roi_align, *operands, size, *options)
+    return call(roi_align if mode == "avg" else roi_max, *operands, size, *options)
