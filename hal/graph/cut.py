@@ -38,9 +38,6 @@ class Cutter:
     Attributes:
         graph: The graph.
         nodes: Names of its nodes, in topological order.
-        values: Name of each value that can be an output, to the node that computes it, in the same order.
-            Sequences, optional values, strings and values of unknown type cannot; values of ``Constant``
-            nodes are weights.
         outputs: Names of the graph's outputs that a node computes.
     """
 
@@ -48,7 +45,6 @@ class Cutter:
         self.graph = graph
         self.nodes = tuple(graph.nodes)
         self._position = {name: index for index, name in enumerate(self.nodes)}
-        self._known: Known = known(graph.model)
         self._is_free = bool(graph.unbound)
         self._seen: dict[str, tuple[int, ...]] = {}
         self._values = {str(v.name): v for v in graph.model.graph.inputs}
@@ -59,16 +55,29 @@ class Cutter:
                 if value.name:
                     self._values[value.name] = value
                     self._producers[value.name] = name
-        self.values: Mapping[str, str] = {
-            value: node
-            for value, node in self._producers.items()
-            if graph.nodes[node].op_type != "Constant" and self._is_plain(value)
-        }
         self.outputs = tuple(
             str(value.name) for value in graph.model.graph.outputs if value.name in self._producers
         )
 
     # --- what there is -----------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _known(self) -> Known:
+        # Inferring shapes anew takes long; a plan of one partition needs none.
+        return known(self.graph.model)
+
+    @functools.cached_property
+    def values(self) -> Mapping[str, str]:
+        """Name of each value that can be an output, to the node that computes it, in the order of the nodes.
+
+        Sequences, optional values, strings and values of unknown type cannot; values of ``Constant`` nodes
+        are weights.
+        """
+        return {
+            value: node
+            for value, node in self._producers.items()
+            if self.graph.nodes[node].op_type != "Constant" and self._is_plain(value)
+        }
 
     @functools.cached_property
     def _reads(self) -> dict[str, tuple[ir.Value, ...]]:
