@@ -41,8 +41,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
-#: Told of each event, with nothing locked, by a thread of a request, of closing or of planning. What it raises
-#: becomes an event itself and costs no request.
+#: Told of each event, with nothing locked, by a thread of a request, of closing or of planning. What it
+#: raises becomes an event itself and costs no request.
 OnEvent = Callable[[Event], None]
 
 

@@ -50,7 +50,8 @@ class Remaining:
         is_timed: Whether calls are watched for hanging, and compiling is cut off.
         isolation: Which backends run in child processes; None for none.
         retries: Whether a run whose child process ended is run again in the next one.
-        opened: Places that are open already, for this session alone; used where a spot is of the same backend.
+        opened: Places that are open already, for this session alone; they stand in for spots of their
+            backend.
         compile_s: After which compiling is cut off.
     """
 
