@@ -28,6 +28,7 @@ from hal.errors import BundleError, PluginError, StorageError
 from hal.executor.executor import Place, compile_plan
 from hal.executor.partitions import Piece
 from hal.graph.model import Graph
+from hal.planning.twins import SPINNING
 from hal.session import bundle
 from hal.session.around import Around
 
@@ -42,9 +43,12 @@ def key_of(version: str, device: Device, graph: Graph, configuration: Configurat
         version: Of the plugin.
         device: As the backend tells of it now, with the versions of driver and runtime in its properties.
         graph: The partition.
-        configuration: As it was given to the backend.
+        configuration: As it was given to the backend. Whether idle threads spin is left out: that depends on
+            which other sessions are open, and is no matter of code.
     """
-    said = (version, device, host.cpu_features(), graph.digest, configuration)
+    options = {name: value for name, value in configuration.options if name != SPINNING}
+    code = Configuration.of(configuration.precision, options)
+    said = (version, device, host.cpu_features(), graph.digest, code)
     return hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
 
 

@@ -36,6 +36,12 @@ def pack(model: bytes, configuration: Configuration, signature: Signature) -> by
     return _MAGIC + msgspec.json.encode(head) + b"\n" + model
 
 
+def _code(configuration: Configuration) -> str:
+    """What the optimised graph depends on: all but how idle threads wait."""
+    options = {name: value for name, value in configuration.options if name != "spinning"}
+    return str(Configuration.of(configuration.precision, options))
+
+
 def unpack(blob: bytes, configuration: Configuration) -> tuple[bytes, Signature]:
     """The optimised model and its signature.
 
@@ -57,7 +63,7 @@ def unpack(blob: bytes, configuration: Configuration) -> tuple[bytes, Signature]
     for what, made, here in (
         ("onnxruntime", head.version, onnxruntime().__version__),
         ("the processor", head.processor, _processor()),
-        ("configuration", str(head.configuration), str(configuration)),
+        ("configuration", _code(head.configuration), _code(configuration)),
     ):
         if made != here:
             raise BackendError(
