@@ -55,7 +55,7 @@ slow: env
 	$(BIN)/python -m pytest -m slow -n $(WORKERS) tests
 
 docs: env
-	$(BIN)/python -m pytest -n $(WORKERS) tests/docs
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) tests/docs
 
 wheels: env
 	$(BIN)/python scripts/check_wheels.py

@@ -18,7 +18,12 @@ DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    # runtime.md compiles in every way there is: minutes.
+    [pytest.param(d, marks=pytest.mark.slow if d.name == "runtime.md" else ()) for d in DOCUMENTS],
+    ids=lambda path: path.name,
+)
 def test_python_blocks_run_when_taken_in_order(document: Path, tmp_path: Path) -> None:
     blocks = BLOCK.findall(document.read_text())
     if not blocks:

@@ -60,8 +60,11 @@ def check_units(record: Profile) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    # ppocr_det_320 is the same model on a smaller image.
-    [pytest.param(name, marks=pytest.mark.slow if name == "ppocr_det" else ()) for name in sorted(MODELS)],
+    # ppocr_det_320 is the same model on a smaller image; smollm2 takes two minutes.
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("ppocr_det", "smollm2") else ())
+        for name in sorted(MODELS)
+    ],
 )
 def test_profile_is_right_on_every_backend_when_the_model_is_real(name: str) -> None:
     model = MODELS[name].require()
