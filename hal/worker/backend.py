@@ -28,7 +28,8 @@ from hal.errors import BackendError, ContractViolation, StorageError
 from hal.sampling import Policy, WarmUp
 from hal.tensor import Array, as_numpy, deliver, host_inputs, own_dtype
 from hal.worker import messages
-from hal.worker.arena import keep
+from hal.worker.arena import Laid, keep
+from hal.worker.channel import Channel
 from hal.worker.process import Process
 
 if TYPE_CHECKING:
@@ -200,18 +201,28 @@ class WorkerBackend(Backend):
         """A call that carries tensors."""
         channel = self._process.take(step)
         try:
-            sent = channel.writer.put([as_numpy(tensor) for tensor in inputs]).sent
+            sent = self._laid(channel, [as_numpy(tensor) for tensor in inputs], step).sent
             return self._process.call(channel, make(sent), kind, deadline_ns=deadline_ns, step=step)
         finally:
             channel.writer.delivered()
             self._process.give(channel)
+
+    def _laid(self, channel: Channel, arrays: Sequence[Array], step: str) -> Laid:
+        """Arrays where the child reads them."""
+        try:
+            return channel.writer.put(arrays)
+        except StorageError:
+            if self._process.alive:
+                raise
+            # Closing took the folder away.
+            raise self._process.gone(step) from None
 
     def _run(self, handle: int, inputs: Sequence[Array]) -> list[Array]:
         """Run an executable: nothing is worked out anew where tensors are like those of earlier calls."""
         process, deadline_ns = self._process, self.deadlines.run_ns
         channel = process.take("run")
         try:
-            laid = channel.writer.put(inputs)
+            laid = self._laid(channel, inputs, "run")
             packed = laid.packed.get(handle)
             if packed is None:
                 packed = laid.packed[handle] = messages.encode(messages.Run(handle, laid.sent))

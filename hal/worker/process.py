@@ -157,7 +157,7 @@ class Process:
             UsedAfterFork: It is another process's.
         """
         if self._dead:
-            raise self._gone(step)
+            raise self.gone(step)
         try:
             return self._idle.pop()
         except IndexError:
@@ -173,7 +173,7 @@ class Process:
                     self._freed.wait()
             finally:
                 self._n_waiting -= 1
-        raise self._gone(step)
+        raise self.gone(step)
 
     def give(self, channel: Channel) -> None:
         """Give a channel back."""
@@ -225,7 +225,7 @@ class Process:
     def ask(self, channel: Channel, packed: bytes, *, deadline_ns: int, step: str) -> bytes:
         """:meth:`call` with a message that is packed already; the packed answer."""
         if self._dead:
-            raise self._gone(step)
+            raise self.gone(step)
         started_ns = time.monotonic_ns()
         try:
             channel.send(packed)
@@ -307,7 +307,8 @@ class Process:
 
     # --- its end -----------------------------------------------------------------------------------------
 
-    def _gone(self, step: str) -> WorkerCrashed | UsedAfterFork:
+    def gone(self, step: str) -> WorkerCrashed | UsedAfterFork:
+        """The error for a call that cannot be made, because the child is gone."""
         if self._dead is _FORKED:
             return UsedAfterFork(f"{self.what} cannot {step}: {_FORKED}")
         return WorkerCrashed(f"{self.what} cannot {step}: {self._dead}")

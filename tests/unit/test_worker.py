@@ -358,6 +358,14 @@ def test_calls_under_way_come_back_when_the_worker_is_closed() -> None:
             under_way.result(timeout=60)
 
 
+def test_a_call_is_told_that_the_worker_is_closed_when_its_folder_is_gone() -> None:
+    backend = WorkerBackend(fake())
+    channel = backend._process.take("run")
+    backend.close()
+    with pytest.raises(WorkerCrashed, match=r"cannot run: it is closed"):
+        backend._laid(channel, [np.zeros(1_000_000, np.float32)], "run")
+
+
 def test_fewer_channels_serve_when_the_system_has_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(*_: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
