@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from benchmarks.subjects import subject_of
 from hal import plugins, stats
 from hal.backend import KernelRuns, KernelTimes, Target
 from hal.errors import BackendError, HalError, UnsupportedGraph
@@ -26,7 +27,7 @@ from hal.graph.model import Graph
 from hal.profiling import discover
 from hal.profiling.discovery import Discovery
 from hal.profiling.kernels import table
-from hal.profiling.sources import Subject, resolve
+from hal.profiling.sources import Subject
 from hal.records.profile import KernelTable
 from hal.sampling import Policy
 from hal.units import format_ns
@@ -81,13 +82,6 @@ class Row(msgspec.Struct, frozen=True):
             if not kernel.nodes
         ]
         return found + [f"unknown node: {name}" for name in self.table.unknown]
-
-
-def subject_of(name: str) -> Subject:
-    """A demo or one of tests/models with its real inputs."""
-    if name.startswith("demo:"):
-        return resolve(name)
-    return resolve(REAL[name].path(), REAL[name].inputs())
 
 
 def measure(name: str, subject: Subject, target: Target, discovery: Discovery, rounds: int) -> Row:

@@ -20,27 +20,20 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.subjects import subject_of
 from hal import host, plugins, stats
 from hal.backend import Device, Target
 from hal.errors import BackendError, HalError
 from hal.profiling import discover
-from hal.profiling.sources import Subject, resolve
+from hal.profiling.sources import Subject
 from hal.sampling import Policy
 from hal.units import format_ns
 from hal.worker import WorkerBackend
-from tests.models import MODELS
 
 RUNTIMES = ("cpu", "openvino", "onnxruntime")
 POLICY = Policy()
 #: Where none is named: models that run everywhere, from tens of microseconds to tens of milliseconds.
 DEFAULT = ("demo:digits", "silero_vad_openvino", "ppocr_cls", "magika", "minilm", "ppocr_rec")
-
-
-def subject_of(name: str) -> Subject:
-    """A demo or one of tests/models with its real inputs."""
-    if name.startswith("demo:"):
-        return resolve(name)
-    return resolve(MODELS[name].path(), MODELS[name].inputs())
 
 
 def compare(

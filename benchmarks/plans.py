@@ -25,6 +25,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 
+from benchmarks.subjects import subject_of
 from hal import stats
 from hal.choosing.choose import choose, profiled
 from hal.choosing.finalists import spots_of
@@ -38,7 +39,7 @@ from hal.planning.simulate import simulate
 from hal.planning.twins import plain
 from hal.profiling import judge
 from hal.profiling.engine import Job, reference_of
-from hal.profiling.sources import Subject, resolve
+from hal.profiling.sources import Subject
 from hal.records.plan import Constraints, Finalist
 from hal.records.profile import Profile
 from hal.records.targets import Target
@@ -106,13 +107,6 @@ class RandomPlan(msgspec.Struct, frozen=True, kw_only=True):
     def error(self) -> float:
         """Of the prediction."""
         return self.predicted_ns / self.measured_ns - 1
-
-
-def subject_of(name: str) -> Subject:
-    """A demo or one of tests/models with its real inputs."""
-    if name.startswith("demo:"):
-        return resolve(name)
-    return resolve(MODELS[name].path(), MODELS[name].inputs())
 
 
 # --- a: what is chosen --------------------------------------------------------------------------------

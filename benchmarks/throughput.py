@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.end_to_end import subject_of
+from benchmarks.subjects import subject_of
 from hal import stats
 from hal.errors import InputError
 from hal.graph.rebatch import rebatched

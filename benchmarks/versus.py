@@ -29,11 +29,12 @@ import numpy as np
 
 import hal
 from benchmarks.direct import rest
+from benchmarks.subjects import subject_of
 from hal import host, stats
 from hal.choosing.choose import profiled
 from hal.choosing.planner import asked
 from hal.errors import BackendError, HalError
-from hal.profiling.sources import Subject, resolve
+from hal.profiling.sources import Subject
 from hal.units import format_ns
 from tests.models import MODELS
 
@@ -83,13 +84,6 @@ class Child:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
-
-
-def subject_of(name: str) -> Subject:
-    """A demo or one of tests/models with its real inputs."""
-    if name.startswith("demo:"):
-        return resolve(name)
-    return resolve(MODELS[name].path(), MODELS[name].inputs())
 
 
 def serve(name: str, max_error: float) -> None:

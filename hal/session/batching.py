@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ from hal.records.plan import Plan, Throughput
 from hal.records.profile import Profile
 from hal.session.calling import Calling
 from hal.session.libraries import giver, is_away
-from hal.session.runner import Runner
+from hal.session.runner import Carry, Runner
 from hal.tensor import Array
 
 _log = logging.getLogger("hal.session")
@@ -32,16 +32,6 @@ Request = tuple[Sequence[Any], Mapping[str, Any]]
 #: Runs of gathered requests that may fail one after the other; after that, requests are not gathered any
 #: more. Source: ours; one may be the fault of a request, three are not.
 _MOST_FAILURES = 3
-
-
-class Carry(Protocol):
-    """Makes what carries a plan out; :func:`hal.session.runner.runner_of` with what all have in common."""
-
-    def __call__(
-        self, graph: Graph, plan: Plan, profile: Profile, spots: Mapping[str, Spot], *, strict: bool
-    ) -> Runner:
-        """Open the backends of the plan and compile it."""
-        ...
 
 
 def gathered_runner(

@@ -107,6 +107,16 @@ class Runner(Protocol):
         ...
 
 
+class Carry(Protocol):
+    """Compiles a plan: :func:`runner_of` with what all plans of a session have in common."""
+
+    def __call__(
+        self, graph: Graph, plan: Plan, profile: Profile, spots: Mapping[str, Spot], *, strict: bool
+    ) -> Runner:
+        """What carries requests out; the arguments are those of :func:`runner_of`."""
+        ...
+
+
 def runner_of(
     graph: Graph,
     plan: Plan,
@@ -441,4 +451,4 @@ def _twice(first: Exception, then: str, last: Exception) -> BackendError | Reque
     return _timeout(text, last.targets) if isinstance(last, RequestTimeout) else BackendError(text)
 
 
-__all__ = ["Event", "EventKind", "OnEvent", "Runner", "runner_of"]
+__all__ = ["Carry", "Event", "EventKind", "OnEvent", "Runner", "runner_of"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,22 +28,12 @@ from hal.records.profile import Profile
 from hal.session.around import Around
 from hal.session.events import Event, Events
 from hal.session.faults import told
-from hal.session.runner import Runner
+from hal.session.runner import Carry, Runner
 from hal.session.variants import Variants
 from hal.tensor import Tensor, as_numpy, own_dtype
 
 #: Shapes of inputs by position.
 Sizes = tuple[tuple[int, ...], ...]
-
-
-class Carry(Protocol):
-    """Compiles a plan, as for the session's own shapes."""
-
-    def __call__(
-        self, graph: Graph, plan: Plan, profile: Profile, spots: Mapping[str, Spot], *, strict: bool
-    ) -> Runner:
-        """What carries requests out; the arguments are those of :func:`hal.session.runner.runner_of`."""
-        ...
 
 
 class Model:
@@ -265,4 +255,4 @@ class RangedBackend(Around):
         return made
 
 
-__all__ = ["AnySize", "Carry", "Model", "RangedBackend", "ranged_backend"]
+__all__ = ["AnySize", "Model", "RangedBackend", "ranged_backend"]

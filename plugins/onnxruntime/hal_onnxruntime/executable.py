@@ -16,7 +16,7 @@ import numpy as np
 from hal.backend import Executable, Pending, Signature, Tensor, TensorSpec
 from hal.errors import BackendError, InputError, problems
 from hal.host import n_usable_cpus
-from hal.tensor import HostTensor, as_numpy, is_on_host
+from hal.tensor import HostTensor, as_numpy, fits, is_on_host
 from hal_onnxruntime.runtime import onnxruntime, tidy
 
 #: ONNX element types that numpy has no name for, by the signature's spelling.
@@ -78,7 +78,7 @@ class OrtExecutable(Executable):
                 if (
                     type(tensor) is not np.ndarray
                     or tensor.dtype != dtype
-                    or (tensor.shape != shape and not (self._is_free and _fits(tensor.shape, shape)))
+                    or (tensor.shape != shape and not (self._is_free and fits(tensor.shape, shape)))
                 ):
                     plain = False
                     break
@@ -196,7 +196,7 @@ class OrtExecutable(Executable):
                 )
             elif given != spec.dtype:
                 found.append(f"input {name!r} has type {given}; expected {spec.dtype}")
-            if not _fits(sizes, shape):
+            if not fits(sizes, shape):
                 found.append(f"input {name!r} has shape {list(sizes)}; expected {list(shape)}")
             if isinstance(array, np.ndarray) and dtype.kind == "O" and array.dtype.kind != "O":
                 array = array.astype(str).astype(object)
@@ -227,7 +227,7 @@ class OrtExecutable(Executable):
             given = "string" if array.dtype.kind == "O" else array.dtype.name
             if given != spec.dtype or not array.dtype.isnative:
                 found.append(f"output {spec.name!r} has type {array.dtype}; expected {spec.dtype}")
-            if not _fits(array.shape, spec.shape):
+            if not fits(array.shape, spec.shape):
                 found.append(
                     f"output {spec.name!r} has shape {list(array.shape)}; expected {list(spec.shape)}"
                 )
@@ -256,12 +256,6 @@ def _dtype(name: str) -> np.dtype[Any]:
     if name == "string":
         return np.dtype(object)
     return np.dtype(getattr(ml_dtypes, name, None) or name)
-
-
-def _fits(sizes: Sequence[int], shape: Sequence[int | str]) -> bool:
-    return len(sizes) == len(shape) and all(
-        not isinstance(want, int) or want == got for want, got in zip(shape, sizes, strict=True)
-    )
 
 
 def _is_ort_value(tensor: Any) -> bool:

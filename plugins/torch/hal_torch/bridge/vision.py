@@ -142,6 +142,16 @@ def _number(node: OpNode, index: int) -> Argument:
     return operand.const.reshape(()).item() if operand is not None and operand.const is not None else operand
 
 
+def samples(
+    start: torch.Tensor, length: torch.Tensor, n_bins: int, n_samples: int, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where an axis is sampled, moved into the image, and whether that was inside; bin after bin."""
+    count = n_samples if n_samples > 0 else max(int(torch.ceil(length / n_bins)), 1)
+    step = torch.arange(n_bins * count, dtype=start.dtype, device=start.device)
+    place = start + (step + 0.5) * (length / n_bins) / count
+    return place.clamp(0, size - 1), (place >= -1) & (place <= size)
+
+
 def bin_weights(
     start: torch.Tensor, length: torch.Tensor, n_bins: int, n_samples: int, size: int
 ) -> torch.Tensor:
@@ -149,13 +159,10 @@ def bin_weights(
 
     Source: ONNX reference implementation of RoiAlign; its four corners are a product of two axes.
     """
-    count = n_samples if n_samples > 0 else max(int(torch.ceil(length / n_bins)), 1)
-    step = torch.arange(n_bins * count, dtype=start.dtype, device=start.device)
-    place = start + (step + 0.5) * (length / n_bins) / count
-    inside = (place >= -1) & (place <= size)
+    place, inside = samples(start, length, n_bins, n_samples, size)
     grid = torch.arange(size, dtype=start.dtype, device=start.device)
-    weight = (1 - (place.clamp(0, size - 1).unsqueeze(1) - grid).abs()).clamp(min=0) * inside.unsqueeze(1)
-    return weight.reshape(n_bins, count, size).mean(1)
+    weight = (1 - (place.unsqueeze(1) - grid).abs()).clamp(min=0) * inside.unsqueeze(1)
+    return weight.reshape(n_bins, -1, size).mean(1)
 
 
 def roi_align(
@@ -189,16 +196,12 @@ def corner_weights(
     Returns:
         int64[bins, samples, 2] and float32[bins, samples, 2]; weights are 0 outside the image.
     """
-    count = n_samples if n_samples > 0 else max(int(torch.ceil(length / n_bins)), 1)
-    step = torch.arange(n_bins * count, dtype=start.dtype, device=start.device)
-    place = start + (step + 0.5) * (length / n_bins) / count
-    inside = (place >= -1) & (place <= size)
-    place = place.clamp(0, size - 1)
+    place, inside = samples(start, length, n_bins, n_samples, size)
     low = place.floor().to(torch.int64)
     high = (low + 1).clamp(max=size - 1)
     far = place - low
     weights = torch.stack((1 - far, far), -1) * inside.unsqueeze(-1)
-    return torch.stack((low, high), -1).reshape(n_bins, count, 2), weights.reshape(n_bins, count, 2)
+    return torch.stack((low, high), -1).reshape(n_bins, -1, 2), weights.reshape(n_bins, -1, 2)
 
 
 def roi_max(
